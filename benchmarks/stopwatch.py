@@ -1,0 +1,57 @@
+"""The one stopwatch that all contestants use: it is told of every completed step, in every worker."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from typing import Callable
+
+import torch
+
+RESULT = "BENCH_RESULT"
+"""Names the file that workers append their findings to, one JSON object a line."""
+
+WARMUP = 3
+"""Steps before the clock starts."""
+
+
+class Stopwatch:
+    """Notes when the first step was done, and the wall time from step 3 to the last one, after barriers.
+
+    ::
+
+        step   1     2     3 |barrier|  4   5   ...   last |barrier|
+               |                     start                       stop
+            first step (by time.time(), for startup.py)
+    """
+
+    def __init__(self, rank: int, steps: int, barrier: Callable[[], None]):
+        self._rank, self._steps, self._barrier = rank, steps, barrier
+        self._done = 0
+        self._start = 0.0
+        self._stamps: list[float] = []
+
+    def step_done(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """To be called right after ``optimizer.step()``."""
+        self._done += 1
+        if self._done == 1:
+            self._write(event="first_step", time=time.time())
+        if self._done == min(WARMUP, self._steps - 1):
+            self._barrier()
+            self._start = time.perf_counter()
+        elif self._done > WARMUP:
+            self._stamps.append(time.perf_counter())
+        if self._done == self._steps:
+            self._barrier()
+            seconds = time.perf_counter() - self._start
+            times = [b - a for a, b in zip([self._start, *self._stamps], self._stamps)]
+            self._write(event="steady", steps=self._steps - WARMUP, seconds=seconds, step_seconds=times,
+                        parameters=sum(p.numel() for p in model.parameters()), threads=torch.get_num_threads(),
+                        fused=bool(optimizer.param_groups[0].get("fused")))
+
+    def _write(self, **finding: object) -> None:
+        line = json.dumps({"rank": self._rank, **finding}) + "\n"
+        file = os.open(os.environ[RESULT], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.write(file, line.encode())
+        os.close(file)

@@ -1,0 +1,48 @@
+"""The workloads as hvtrain tasks. The rate is taken by a callback, not by hvtrain's own meter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import models
+from stopwatch import Stopwatch
+
+from hvtrain import ArraySource, Callback, Task
+
+
+class Timing(Callback):
+    """Tells the stopwatch of every step."""
+
+    def __init__(self, steps: int):
+        self._steps = steps
+
+    def on_start(self, moment: Any) -> None:
+        self._watch = Stopwatch(moment.rank, self._steps, _barrier if moment.size > 1 else lambda: None)
+
+    def on_step_end(self, moment: Any) -> None:
+        self._watch.step_done(moment.model, moment.optimizer)
+
+
+class Benchmark(Task):
+    """One of ``models.WORKLOADS``; ``steps`` must be ``train.steps``."""
+
+    def __init__(self, workload: str, steps: int):
+        self._workload, self._steps = models.WORKLOADS[workload], steps
+
+    def model(self) -> Any:
+        return self._workload.model()
+
+    def data(self, split: str) -> Any:
+        return ArraySource(*self._workload.data()) if split == "train" else None
+
+    def loss(self, outputs: Any, batch: Any) -> Any:
+        return models.sample_losses(outputs, batch[1])
+
+    def callbacks(self) -> list[Callback]:
+        return [Timing(self._steps)]
+
+
+def _barrier() -> None:
+    import horovod.torch as hvd
+
+    hvd.barrier()

@@ -1,0 +1,81 @@
+"""What the loop needs of a framework: the protocol that every adapter fulfils.
+
+A training step is a transaction. ``gradients`` computes and reduces but changes no parameter; ``apply`` changes
+parameters and cannot fail for a reason that lies in another rank. So a rank that loses a peer stands at the
+state of its last ``apply``, and all ranks differ by one step at most.
+
+::
+
+    gradients(batches) --RoundBroken--> nothing has changed (statistics are put back)
+           |
+        apply(factor) --> committed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Mapping, Protocol, Sequence
+
+from hvtrain.checkpoint.blob import Blob
+from hvtrain.engine.world import World
+
+
+@dataclass(frozen=True)
+class Reduced:
+    """What all ranks know after the reduction: the mean loss over the global batch, and the summed flags.
+
+    ``communication`` is the time this rank waited for reductions that backward could not hide, seconds.
+    """
+
+    loss: float
+    flags: tuple[float, ...]
+    communication: float
+
+
+class Adapter(Protocol):
+    model: Any
+    optimizer: Any
+
+    def build(self) -> None:
+        """Build the model, the optimizer and the buckets, from the run's seed."""
+
+    def join(self, world: World) -> None:
+        """Use ``world`` for everything that follows."""
+
+    def seed(self, step: int) -> None:
+        """Seed the framework's random numbers for ``step`` on this rank: from (seed, step, rank)."""
+
+    def gradients(self, batches: Sequence[Any], counts: Sequence[int], total: int,
+                  flags: Sequence[float]) -> Reduced:
+        """Forward, backward and reduce this rank's share of a global batch.
+
+        Args:
+            batches: this rank's micro-batches; none if it has no samples in this step.
+            counts: the number of samples in each.
+            total: samples of the whole global batch; every gradient is divided by it.
+            flags: small numbers to be summed over the ranks along with the gradients.
+        """
+
+    def apply(self, factor: float) -> Mapping[str, float]:
+        """Take the optimizer step with every base learning rate times ``factor``; returns ``lr`` and such."""
+
+    def evaluate(self, batches: Any, ema: bool) -> Mapping[str, float]:
+        """Means over all samples of all ranks; ``batches`` yields (batch, count) of this rank's share."""
+
+    def parameter_count(self) -> int:
+        """Number of trainable scalars."""
+
+    def export(self) -> dict[str, dict[str, Blob]]:
+        """Everything that determines the next step: tensors by group ("model", "optimizer", "ema")."""
+
+    def scalars(self) -> dict[str, Any]:
+        """JSON-able rest of the optimizer's state."""
+
+    def restore(self, groups: Mapping[str, Mapping[str, Blob]], scalars: Mapping[str, Any]) -> None:
+        """Take back what ``export`` and ``scalars`` gave. Raises CheckpointDamaged if it does not fit."""
+
+    def share(self, value: Any, root: int, name: str) -> Any:
+        """Rank ``root``'s JSON-able ``value``, on every rank."""
+
+    def share_state(self, root: int) -> None:
+        """Overwrite this rank's model, optimizer and averages by those of rank ``root``."""

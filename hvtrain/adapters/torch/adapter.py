@@ -1,0 +1,206 @@
+"""The PyTorch adapter: one training step as a transaction over flat gradient buckets."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import Any, Iterable, Mapping, Sequence
+
+import torch
+
+from hvtrain.adapters.base import Reduced
+from hvtrain.adapters.torch import optimizers, sharing, state
+from hvtrain.adapters.torch.averages import Averages
+from hvtrain.adapters.torch.gradients import FlatGradients
+from hvtrain.adapters.torch.statistics import Statistics
+from hvtrain.checkpoint.blob import Blob
+from hvtrain.config import Job
+from hvtrain.engine.world import SoloWorld, World
+from hvtrain.errors import RoundBroken, UserCodeError
+from hvtrain.task import Task
+
+MEGABYTE = 1 << 20
+
+
+class TorchAdapter:
+    """Fulfils :class:`hvtrain.adapters.base.Adapter`.
+
+    Args:
+        job: the resolved job.
+        task: the user's task.
+        threads: CPU threads this process computes with.
+        local_rank: which of the host's devices to use, where there are several.
+    """
+
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, job: Job, task: Task, *, threads: int, local_rank: int = 0):
+        self._job, self._task, self._world = job, task, SoloWorld()
+        torch.set_num_threads(threads)
+        cuda = torch.cuda.is_available()
+        self.device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+
+    def build(self) -> None:
+        torch.manual_seed(self._job.run.seed)
+        model = self._task.model()
+        if not isinstance(model, torch.nn.Module):
+            raise UserCodeError(f"Task.model gave a {type(model).__name__}; it must give a torch.nn.Module")
+        self.model = model.to(self.device)
+        optim = self._job.optim
+        optimizers.freeze(self.model, optim.groups)
+        self.optimizer = optimizers.build(self._task, self.model, optim)
+        self._base_rates = optimizers.base_rates(self.optimizer)
+        self._initial = [dict(group) for group in self.optimizer.param_groups]
+        self._trainable = [p for p in self.model.parameters() if p.requires_grad]
+        self._statistics = Statistics(self.model, self._task.averaged_buffers)
+        comm = self._job.comm
+        self._gradients = FlatGradients(self._trainable, self._statistics,
+                                        bucket_bytes=int(comm.bucket_mb * MEGABYTE),
+                                        first_bytes=int(comm.first_bucket_mb * MEGABYTE))
+        decay = self._job.train.ema
+        self._averages = Averages(self.model, decay) if decay is not None else None
+        self.model.train()
+
+    def join(self, world: World) -> None:
+        self._world = world
+        self._gradients.use(world)
+
+    def seed(self, step: int) -> None:
+        # One 64-bit word from (seed, step, rank); the generator itself spreads it over its state.
+        mixed = (self._job.run.seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9
+                 + self._world.rank * 0x94D049BB133111EB)
+        torch.manual_seed(mixed & (2**63 - 1))
+
+    def gradients(self, batches: Sequence[Any], counts: Sequence[int], total: int,
+                  flags: Sequence[float]) -> Reduced:
+        self._gradients.begin()
+        self._statistics.keep()
+        try:
+            loss_sum = 0.0
+            for number, (batch, count) in enumerate(zip(batches, counts)):
+                batch = self._to_device(batch)
+                losses = self._losses(self._forward(batch), batch, count)
+                value = losses.sum()
+                loss_sum += value.item()
+                if number == len(batches) - 1:
+                    self._gradients.expect_last(loss_sum, flags, sum(counts) / total)
+                (value / total).backward()
+            if not batches:
+                self._gradients.expect_last(0.0, flags, 0.0)
+            summed, flags_sum, waited = self._gradients.finish()
+        except RoundBroken:
+            self._statistics.put_back()
+            raise
+        self._statistics.check_others()
+        return Reduced(summed / total, flags_sum, waited)
+
+    def apply(self, factor: float) -> Mapping[str, float]:
+        values = {"lr": optimizers.set_rates(self.optimizer, self._base_rates, factor)}
+        limit = self._job.train.grad_clip
+        if limit is not None:
+            norm = self._gradients.norm()
+            self._gradients.scale((limit / (norm + 1e-6)).clamp(max=1.0))
+            values["grad_norm"] = norm.item()
+        self.optimizer.step()
+        self._gradients.adopt_statistics()
+        if self._averages is not None:
+            self._averages.update()
+        return values
+
+    @torch.no_grad()
+    def evaluate(self, batches: Iterable[tuple[Any, int]], ema: bool) -> Mapping[str, float]:
+        sums: dict[str, float] = {}
+        samples = 0
+        self.model.eval()
+        try:
+            with self._averages.in_place() if ema and self._averages is not None else nullcontext():
+                for batch, count in batches:
+                    batch = self._to_device(batch)
+                    outputs = self._forward(batch)
+                    values = {"loss": self._losses(outputs, batch, count), **self._task.metrics(outputs, batch)}
+                    for name, value in values.items():
+                        sums[name] = sums.get(name, 0.0) + self._sum(name, value, count)
+                    samples += count
+        finally:
+            self.model.train()
+        names = sharing.share(self._world, sorted(sums), 0, "eval.names")
+        vector = torch.tensor([sums.get(name, 0.0) for name in names] + [float(samples)], dtype=torch.float64)
+        self._world.wait(self._world.sum_async(vector, "eval.sums"))
+        *totals, count = vector.tolist()
+        return {name: value / max(count, 1.0) for name, value in zip(names, totals)}
+
+    def parameter_count(self) -> int:
+        return sum(p.numel() for p in self._trainable)
+
+    def export(self) -> dict[str, dict[str, Blob]]:
+        optimizer, _ = state.export_optimizer(self.model, self.optimizer)
+        groups = {"model": state.export_module(self.model), "optimizer": optimizer}
+        if self._averages is not None:
+            groups["ema"] = {name: state.to_blob(t) for name, t in self._averages.tensors.items()}
+        return groups
+
+    def scalars(self) -> dict[str, Any]:
+        _, values = state.export_optimizer(self.model, self.optimizer)
+        return {"optimizer": values, "groups": optimizers.changed_settings(self.optimizer, self._initial)}
+
+    def restore(self, groups: Mapping[str, Mapping[str, Blob]], scalars: Mapping[str, Any]) -> None:
+        state.restore_module(self.model, groups["model"])
+        state.restore_optimizer(self.model, self.optimizer, groups.get("optimizer", {}), scalars["optimizer"])
+        for group, changed in zip(self.optimizer.param_groups, scalars["groups"]):
+            group.update(changed)
+        if self._averages is not None:
+            # A run that switches the average on later starts it from the weights.
+            source = groups.get("ema") or {n: state.to_blob(p) for n, p in self.model.named_parameters()}
+            state.restore_tensors(self._averages.tensors, source, "average")
+        self._statistics.refresh()
+
+    def share(self, value: Any, root: int, name: str) -> Any:
+        return sharing.share(self._world, value, root, name)
+
+    def share_state(self, root: int) -> None:
+        if self._world.size == 1:
+            return
+        mine = self._world.rank == root
+        groups = sharing.share_groups(self._world, self.export() if mine else None, root)
+        scalars = self.share(self.scalars() if mine else None, root, "state.scalars")
+        if not mine:
+            self.restore(groups, scalars)
+
+    def _forward(self, batch: Any) -> Any:
+        inputs = self._task.inputs(batch)
+        if isinstance(inputs, dict):
+            return self.model(**inputs)
+        return self.model(*inputs) if isinstance(inputs, (tuple, list)) else self.model(inputs)
+
+    def _losses(self, outputs: Any, batch: Any, count: int) -> torch.Tensor:
+        losses = self._task.loss(outputs, batch)
+        if not isinstance(losses, torch.Tensor):
+            raise UserCodeError(f"Task.loss gave a {type(losses).__name__}; it must give a tensor")
+        if losses.dim() == 0:
+            return losses * count
+        if losses.shape != (count,):
+            raise UserCodeError(f"Task.loss gave shape {tuple(losses.shape)} for a batch of {count} samples; it must "
+                                f"give one loss per sample, shape ({count},), or their mean, a scalar. "
+                                "With torch's losses: reduction='none', then the mean over what belongs to one sample")
+        return losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
+
+    @staticmethod
+    def _sum(name: str, value: Any, count: int) -> float:
+        tensor = torch.as_tensor(value)
+        if tensor.dim() == 0:
+            return float(tensor) * count
+        if tensor.shape != (count,):
+            raise UserCodeError(f"Task.metrics gave {name!r} with shape {tuple(tensor.shape)} for a batch of {count} "
+                                f"samples; it must be one value per sample, shape ({count},), or a scalar mean")
+        return float(tensor.double().sum())
+
+    def _to_device(self, batch: Any) -> Any:
+        if isinstance(batch, torch.Tensor):
+            return batch.to(self.device, non_blocking=True) if self.device.type != "cpu" else batch
+        if isinstance(batch, dict):
+            return {key: self._to_device(value) for key, value in batch.items()}
+        if isinstance(batch, (tuple, list)):
+            return type(batch)(self._to_device(value) for value in batch)
+        if hasattr(batch, "__array_interface__"):
+            return self._to_device(torch.as_tensor(batch))
+        return batch

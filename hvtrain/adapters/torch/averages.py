@@ -1,0 +1,40 @@
+"""Exponential moving average of the weights (Polyak averaging), kept beside the model."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import Iterator
+
+import torch
+
+
+class Averages:
+    """``average = decay * average + (1 - decay) * weight`` after every step, for floating-point entries.
+
+    Buffers (running statistics) are taken over as they are: they are averages already.
+    """
+
+    def __init__(self, model: torch.nn.Module, decay: float):
+        self._decay = decay
+        self._weights = {name: p for name, p in model.named_parameters()}
+        self.tensors = {name: p.detach().clone() for name, p in self._weights.items()}
+        self._moving = [name for name, p in self._weights.items() if p.requires_grad and p.is_floating_point()]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take one step towards the weights."""
+        torch._foreach_lerp_([self.tensors[name] for name in self._moving],
+                             [self._weights[name].detach() for name in self._moving], 1 - self._decay)
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within this context the model computes with the averages; no copy is made."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, parameter in self._weights.items():
+            parameter.data, self.tensors[name] = self.tensors[name], parameter.data

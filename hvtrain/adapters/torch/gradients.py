@@ -1,0 +1,145 @@
+"""Gradients as views of flat buckets, reduced while backward still runs.
+
+::
+
+    backward --grad of p--> hook: copy into bucket view --bucket full--> sum_async --...--> wait
+                                   (later micro-batches add in place)
+
+The last bucket carries a tail behind its gradients: the sum of losses, the flags, and the statistics of
+normalisation layers. So a step needs no collective operation beside those of its gradients.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Sequence
+
+import torch
+
+from hvtrain.adapters.torch.statistics import Statistics
+from hvtrain.comm import buckets as layout
+from hvtrain.engine.world import World
+
+FLAGS = 4
+"""Room for flags in the tail."""
+
+
+class FlatGradients:
+    """The gradient buckets of a model.
+
+    Args:
+        parameters: trainable parameters in the model's order, each once.
+        statistics: what normalisation layers contribute to the tail.
+        bucket_bytes, first_bytes: size limits, see :func:`hvtrain.comm.buckets.plan`.
+    """
+
+    def __init__(self, parameters: Sequence[torch.nn.Parameter], statistics: Statistics, *,
+                 bucket_bytes: int, first_bytes: int):
+        self._parameters = list(parameters)
+        self._statistics = statistics
+        items = [layout.Item(i, p.numel(), p.element_size(), (p.dtype, p.device))
+                 for i, p in enumerate(self._parameters)]
+        self._plan = layout.plan(items, bucket_bytes, first_bytes)
+        self._tail_size = 1 + FLAGS + statistics.elements
+        self._flats: list[torch.Tensor] = []
+        self._views: dict[int, torch.Tensor] = {}
+        self._bucket_of: dict[int, int] = {}
+        for number, bucket in enumerate(self._plan):
+            self._add(bucket, number)
+        tail_device = statistics.device or self._flats[-1].device
+        carrier = self._flats[-1]
+        if carrier.dtype == torch.float32 and carrier.device == tail_device:
+            self._tail = carrier[self._plan[-1].elements:]
+        else:  # a loss summed in half precision would be useless
+            self._tail = torch.zeros(self._tail_size, device=tail_device)
+            self._flats.append(self._tail)
+        self._missing = [0] * len(self._plan)
+        self._handles: list[int | None] = [None] * len(self._flats)
+        self._reducing = False
+        self._world: World | None = None
+        self._hooks = [p.register_post_accumulate_grad_hook(self._hook(i)) for i, p in enumerate(self._parameters)]
+
+    def _add(self, bucket: layout.Bucket, number: int) -> None:
+        dtype, device = bucket.kind
+        room = self._tail_size if number == len(self._plan) - 1 and dtype == torch.float32 else 0
+        flat = torch.zeros(bucket.elements + room, dtype=dtype, device=device)
+        self._flats.append(flat)
+        for slot in bucket.slots:
+            parameter = self._parameters[slot.index]
+            self._views[slot.index] = flat[slot.offset:slot.offset + slot.elements].view_as(parameter)
+            self._bucket_of[slot.index] = number
+
+    def use(self, world: World) -> None:
+        """Reduce over ``world`` from now on."""
+        self._world = world
+
+    def begin(self) -> None:
+        """Forget the gradients of the step before."""
+        for parameter in self._parameters:
+            parameter.grad = None
+        self._tail.zero_()
+        self._reducing = False
+
+    def expect_last(self, loss_sum: float, flags: Sequence[float], weight: float) -> None:
+        """The coming backward is this rank's last of the step: reduce every bucket as soon as it is full.
+
+        ``weight`` is this rank's share of the global batch, for the statistics.
+        """
+        assert len(flags) <= FLAGS
+        head = torch.tensor([loss_sum, *flags])
+        self._tail[:len(head)] = head.to(self._tail.device)
+        self._statistics.write(self._tail[1 + FLAGS:], weight)
+        self._missing = [len(bucket.slots) for bucket in self._plan]
+        self._handles = [None] * len(self._flats)
+        self._reducing = True
+
+    def finish(self) -> tuple[float, tuple[float, ...], float]:
+        """Start what backward left out, wait for all; (sum of losses, flags, seconds waited)."""
+        for index, parameter in enumerate(self._parameters):
+            if parameter.grad is None:  # no sample of this rank, or no path to the loss
+                view = self._views[index]
+                view.zero_()
+                parameter.grad = view
+        for number in range(len(self._flats)):
+            if self._handles[number] is None:
+                self._start(number)
+        started = time.perf_counter()
+        assert self._world is not None
+        for handle in self._handles:
+            self._world.wait(handle)
+        waited = time.perf_counter() - started
+        head = self._tail[:1 + FLAGS].tolist()
+        return head[0], tuple(head[1:]), waited
+
+    def adopt_statistics(self) -> None:
+        """Give the normalisation layers the averaged statistics."""
+        self._statistics.adopt(self._tail[1 + FLAGS:])
+
+    def norm(self) -> torch.Tensor:
+        """L2 norm over all gradients (the tail left out)."""
+        parts = [torch.linalg.vector_norm(flat[:bucket.elements])
+                 for flat, bucket in zip(self._flats, self._plan)]
+        return torch.linalg.vector_norm(torch.stack([part.to(parts[0].device) for part in parts]))
+
+    def scale(self, factor: torch.Tensor) -> None:
+        """Multiply all gradients by ``factor``."""
+        for flat, bucket in zip(self._flats, self._plan):
+            flat[:bucket.elements].mul_(factor.to(flat.device))
+
+    def _start(self, number: int) -> None:
+        assert self._world is not None
+        self._handles[number] = self._world.sum_async(self._flats[number], f"grad.{number}")
+
+    def _hook(self, index: int):
+        number, view = self._bucket_of[index], self._views[index]
+
+        def on_gradient(parameter: torch.nn.Parameter) -> None:
+            if parameter.grad is not view:  # the first micro-batch: autograd has handed over a fresh tensor
+                view.copy_(parameter.grad)
+                parameter.grad = view
+            if self._reducing:
+                self._missing[number] -= 1
+                if self._missing[number] == 0:
+                    self._start(number)
+
+        return on_gradient

@@ -1,0 +1,56 @@
+"""What all sections of a job share: strictness, and the types of their fields."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, WrapValidator
+from pydantic_core import PydanticCustomError
+
+from hvtrain.config.units import Duration, Every
+
+
+class Section(BaseModel):
+    """Base of the sections: frozen, no unknown keys, no silent conversions (``"3"`` is not a number)."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, validate_default=True,
+        ser_json_inf_nan="constants",  # free-form ``args`` may hold them, and must come back as they were
+    )
+
+
+def _above_zero(value: Duration) -> Duration:
+    if value.seconds <= 0:
+        raise PydanticCustomError("unit", "{text}", {"text": f"expected a time above 0, got '{value}'"})
+    return value
+
+
+def _no_time(value: Every) -> Every:
+    if value.unit == "second":
+        text = (f"expected steps or epochs, such as \"200 steps\" or \"1 epoch\", got '{value}' (only "
+                "checkpoint.every may be a time, since all ranks must agree on the step)")
+        raise PydanticCustomError("unit", "{text}", {"text": text})
+    return value
+
+
+def _int_or_auto(value: Any, handler: Any) -> Any:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value > 0):
+        return value
+    got = f"'{value}'" if isinstance(value, str) else repr(value)
+    text = f"expected a whole number above 0, or auto; got {got}"
+    raise PydanticCustomError("unit", "{text}", {"text": text})
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+Mode = Literal["auto", "max", "min"]
+PositiveDuration = Annotated[Duration, AfterValidator(_above_zero)]
+StepsOrEpochs = Annotated[
+    Every,
+    AfterValidator(_no_time),
+    WithJsonSchema({"anyOf": Every._json_forms(time=False), "examples": Every._examples()}),
+]
+Threads = Annotated[Union[PositiveInt, Literal["auto"]], WrapValidator(_int_or_auto)]

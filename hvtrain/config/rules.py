@@ -1,0 +1,113 @@
+"""Combinations of keys that make no sense together. Each rule is a generator over a whole job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Iterator
+
+if TYPE_CHECKING:
+    from hvtrain.config.job import Job
+
+
+@dataclass(frozen=True)
+class Conflict:
+    """A broken rule: ``key`` is the one to change, ``others`` are those that it clashes with."""
+
+    key: str
+    message: str
+    others: tuple[str, ...] = ()
+
+
+def conflicts(job: "Job") -> list[Conflict]:
+    """All broken rules of ``job``, in the order of its sections."""
+    return [conflict for rule in _RULES for conflict in rule(job)]
+
+
+def _length(job: "Job") -> Iterator[Conflict]:
+    if job.train.epochs is not None and job.train.steps is not None:
+        yield Conflict("train.steps", (
+            f"steps ({job.train.steps}) and epochs ({job.train.epochs}) exclude each other; remove one "
+            "(on the command line: train.epochs=null)"), ("train.epochs",))
+
+
+def _batches(job: "Job") -> Iterator[Conflict]:
+    micro, whole = job.data.micro_batch, job.data.global_batch
+    if micro is not None and micro > whole:
+        yield Conflict("data.micro_batch", (
+            f"micro_batch ({micro}) is a part of global_batch ({whole}) and cannot be larger"),
+            ("data.global_batch",))
+    if job.data.sampling != "uniform" and not job.data.shuffle:
+        yield Conflict("data.shuffle", (
+            f"sampling: {job.data.sampling} draws samples at random, so shuffle cannot be false"),
+            ("data.sampling",))
+
+
+def _world_size(job: "Job") -> Iterator[Conflict]:
+    low, high, workers = job.elastic.min_workers, job.elastic.max_workers, job.launch.workers
+    if high is not None and low > high:
+        yield Conflict("elastic.min_workers", (
+            f"min_workers ({low}) is above max_workers ({high})"), ("elastic.max_workers",))
+    elif workers is not None and (workers < low or (high is not None and workers > high)):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        yield Conflict("launch.workers", (
+            f"{workers} workers, but elastic.min_workers and elastic.max_workers ask for {bounds}"),
+            ("elastic.min_workers", "elastic.max_workers"))
+
+
+def _schedule(job: "Job") -> Iterator[Conflict]:
+    schedule, where, name = job.optim.schedule, "optim.schedule", ("optim.schedule.name",)
+    if schedule.name == "step":
+        if schedule.every is None:
+            yield Conflict(f"{where}.every", (
+                'the step schedule needs the interval between two reductions, for instance every: "1 epoch" '
+                ''), name)
+    elif schedule.every is not None:
+        yield Conflict(f"{where}.every", (
+            f"only the step schedule has `every`; {schedule.name} does not use it"), name)
+    # `factor` and `final` always have a value, so only one that differs from the default tells a wish.
+    if schedule.name != "step" and schedule.factor != _default(schedule, "factor"):
+        yield Conflict(f"{where}.factor", (
+            f"only the step schedule has `factor`; {schedule.name} does not use it"), name)
+    if schedule.name not in ("linear", "cosine") and schedule.final != _default(schedule, "final"):
+        yield Conflict(f"{where}.final", (
+            f"only the linear and cosine schedules have `final`; {schedule.name} does not use it"), name)
+
+
+def _default(section: object, field: str) -> object:
+    return type(section).model_fields[field].default  # type: ignore[attr-defined]
+
+
+def _optimizer(job: "Job") -> Iterator[Conflict]:
+    optim = job.optim
+    settings = [("optim", optim), *((f"optim.groups.{i}", group) for i, group in enumerate(optim.groups))]
+    for where, section in settings:
+        if section.momentum is not None and optim.name not in ("sgd", "rmsprop"):
+            hint = "; its counterpart is args: {betas: [0.9, 0.999]}" if optim.name.startswith("adam") else ""
+            yield Conflict(f"{where}.momentum", (
+                f"{optim.name} has no momentum (sgd and rmsprop have){hint}"), ("optim.name",))
+    for key in ("lr", "weight_decay", "momentum", "params"):
+        if key in optim.args:
+            place = "optim.groups" if key == "params" else f"optim.{key}"
+            yield Conflict(f"optim.args.{key}", f"{key} does not belong in args; set {place} instead")
+    for i, group in enumerate(optim.groups):
+        for key in ("lr", "weight_decay", "momentum"):
+            if group.freeze and getattr(group, key) is not None:
+                yield Conflict(f"optim.groups.{i}.{key}", (
+                    f"the parameters of this group are frozen (freeze: true), so {key} would do nothing"),
+                    (f"optim.groups.{i}.freeze",))
+
+
+def _evaluation(job: "Job") -> Iterator[Conflict]:
+    if job.eval.every is not None:
+        return
+    if job.train.early_stopping is not None:
+        yield Conflict("train.early_stopping", (
+            "early stopping watches an evaluation metric, but eval.every is null, so nothing is evaluated"),
+            ("eval.every",))
+    if job.checkpoint.best is not None:
+        yield Conflict("checkpoint.best", (
+            "the best checkpoint is chosen by an evaluation metric, but eval.every is null, so nothing is "
+            "evaluated"), ("eval.every",))
+
+
+_RULES = (_length, _batches, _world_size, _schedule, _optimizer, _evaluation)

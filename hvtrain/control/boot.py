@@ -1,0 +1,34 @@
+"""What a worker must know before it can reach the coordinator. Travels over pipes, never a command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hvtrain.config import Job
+from hvtrain.control.client import Address
+
+
+@dataclass(frozen=True)
+class Boot:
+    """``module_dir`` is put on the import path first: user code may live beside the job file.
+
+    ``threads`` is the number of CPU threads each worker computes with.
+    """
+
+    job: Job
+    coordinator: Address
+    module_dir: str
+    run_dir: str
+    threads: int
+
+    def to_json(self) -> dict[str, Any]:
+        address = self.coordinator
+        return {"job": self.job.model_dump(mode="json"), "module_dir": self.module_dir, "run_dir": self.run_dir,
+                "threads": self.threads,
+                "coordinator": {"host": address.host, "port": address.port, "token": address.token}}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Boot:
+        return cls(job=Job.model_validate(data["job"]), coordinator=Address(**data["coordinator"]),
+                   module_dir=data["module_dir"], run_dir=data["run_dir"], threads=data["threads"])

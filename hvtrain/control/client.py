@@ -1,0 +1,185 @@
+"""A process's connection to the coordinator: for the agent on its event loop, for a worker in a thread."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from dataclasses import dataclass
+from typing import Callable
+
+import aiohttp
+
+from hvtrain.control import auth, messages
+from hvtrain.errors import EnvironmentNotReady, ProtocolError
+
+log = logging.getLogger(__name__)
+
+CONNECT_SECONDS = 15.0
+"""How long a connection to the coordinator may take, proof included."""
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where the coordinator listens, and the token that admits to it."""
+
+    host: str
+    port: int
+    token: str
+
+    def __repr__(self) -> str:  # the token must not reach a log by accident
+        return f"Address({self.host}:{self.port})"
+
+
+class Link:
+    """An authenticated connection. Use within one event loop."""
+
+    def __init__(self, address: Address):
+        self._address = address
+        self._session: aiohttp.ClientSession | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+
+    async def open(self, hello: messages.Message) -> None:
+        """Connect, prove, say hello.
+
+        Raises:
+            EnvironmentNotReady: the coordinator cannot be reached or refuses.
+        """
+        url = f"http://{_bracket(self._address.host)}:{self._address.port}/ws"
+        # trust_env stays off: a proxy of the environment has no business between a job's processes.
+        self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(sock_connect=CONNECT_SECONDS))
+        try:
+            await asyncio.wait_for(self._handshake(url, hello), CONNECT_SECONDS)
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError, TypeError) as error:
+            await self.close()
+            raise EnvironmentNotReady(f"the coordinator at {self._address.host}:{self._address.port} cannot be "
+                                      f"reached: {error or type(error).__name__}.") from None
+
+    async def _handshake(self, url: str, hello: messages.Message) -> None:
+        assert self._session is not None
+        self._socket = await self._session.ws_connect(url, max_msg_size=messages.MAX_BYTES)
+        nonce = await self._socket.receive_str()
+        await self._socket.send_str(auth.answer(self._address.token, nonce))
+        await self.send(hello)
+
+    async def send(self, message: messages.Message) -> None:
+        assert self._socket is not None
+        await self._socket.send_str(messages.encode(message))
+
+    async def receive(self) -> messages.Message | None:
+        """The next message, or None when the connection is gone."""
+        assert self._socket is not None
+        while True:
+            raw = await self._socket.receive()
+            if raw.type is aiohttp.WSMsgType.TEXT:
+                try:
+                    return messages.decode_outbound(raw.data)
+                except ProtocolError as error:
+                    log.warning("ignored: %s", error)
+                    continue
+            if raw.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSING, aiohttp.WSMsgType.CLOSED,
+                            aiohttp.WSMsgType.ERROR):
+                return None
+
+    async def close(self) -> None:
+        if self._socket is not None:
+            await self._socket.close()
+        if self._session is not None:
+            await self._session.close()
+
+
+class ThreadedLink:
+    """A worker's link: a daemon thread reads, so that training code never waits for the coordinator.
+
+    Args:
+        on_message: called in the thread with every message; must be quick.
+        on_lost: called in the thread when the coordinator is gone.
+        beat: called every ``beat_seconds`` for the message to send as a sign of life, or None for silence.
+    """
+
+    def __init__(self, address: Address, hello: messages.Message, *,
+                 on_message: Callable[[messages.Message], None], on_lost: Callable[[], None],
+                 beat: Callable[[], messages.Message | None], beat_seconds: float):
+        self._link = Link(address)
+        self._hello, self._on_message, self._on_lost = hello, on_message, on_lost
+        self._beat, self._beat_seconds = beat, beat_seconds
+        self._loop = asyncio.new_event_loop()
+        self._opened: threading.Event = threading.Event()
+        self._error: Exception | None = None
+        self._closing = False
+        self._serving: asyncio.Task | None = None
+        self._thread = threading.Thread(target=self._run, name="hvtrain-link", daemon=True)
+
+    def open(self) -> None:
+        """Connect. Raises EnvironmentNotReady."""
+        self._thread.start()
+        if not self._opened.wait(CONNECT_SECONDS + 5):
+            raise EnvironmentNotReady("the coordinator does not answer.")
+        if self._error is not None:
+            raise self._error
+
+    def post(self, message: messages.Message) -> None:
+        """Send without waiting; a lost connection is reported by ``on_lost``, not here."""
+        self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._send_quietly(message)))
+
+    def flush(self, message: messages.Message, seconds: float = 5.0) -> bool:
+        """Send and wait until it has left this process; False if that did not work in time."""
+        if not self._loop.is_running():
+            return False
+        future = asyncio.run_coroutine_threadsafe(self._send_quietly(message), self._loop)
+        try:
+            future.result(seconds)
+        except Exception:  # noqa: BLE001 - the process is about to end; there is nobody left to tell
+            return False
+        return True
+
+    def close(self) -> None:
+        """Drop the connection; what :meth:`flush` has sent is out already."""
+        self._closing = True
+        if self._serving is not None and self._loop.is_running():
+            self._loop.call_soon_threadsafe(self._serving.cancel)
+            self._thread.join(1.0)
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._serving = self._loop.create_task(self._serve())
+            self._loop.run_until_complete(self._serving)
+        except asyncio.CancelledError:
+            pass
+        finally:
+            if not self._closing:
+                self._on_lost()
+
+    async def _serve(self) -> None:
+        try:
+            await self._link.open(self._hello)
+        except Exception as error:  # noqa: BLE001 - handed to the thread that waits in open()
+            self._error = error
+            self._closing = True
+            return
+        finally:
+            self._opened.set()
+        pulse = asyncio.create_task(self._pulse())
+        try:
+            while (message := await self._link.receive()) is not None:
+                self._on_message(message)
+        finally:
+            pulse.cancel()
+
+    async def _pulse(self) -> None:
+        while True:
+            message = self._beat()
+            if message is not None:
+                await self._send_quietly(message)
+            await asyncio.sleep(self._beat_seconds)
+
+    async def _send_quietly(self, message: messages.Message) -> None:
+        try:
+            await self._link.send(message)
+        except (ConnectionError, RuntimeError, aiohttp.ClientError):
+            log.debug("a message could not be sent; the reader will notice")
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host

@@ -1,0 +1,368 @@
+"""Who belongs to the job and what has to happen next: a pure state machine, no I/O and no clock of its own.
+
+::
+
+    GATHERING --all agents--> STARTING --all ready--> RUNNING --first end--> ENDING --all gone--> OVER
+        \\__________________________\\__________________/  failure, stop, deadline
+
+``step(state, event, now)`` returns the next state and the actions that the coordinator is to carry out.
+``now`` is any clock that only grows, in seconds. Every phase that waits has a deadline: feed :class:`Tick`
+when :func:`deadline` is reached. In this version a lost worker ends the job; its round is not formed anew.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from types import MappingProxyType
+from typing import Mapping, Union
+
+from hvtrain.control import causes
+from hvtrain.control.causes import Cause
+
+
+class Phase(Enum):
+    GATHERING = "gathering"  # waiting for agents with enough slots
+    STARTING = "starting"  # workers are being forked and build their models
+    RUNNING = "running"  # a round is active
+    ENDING = "ending"  # a cause is known; workers finish what they must
+    OVER = "over"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The waits of this machine, seconds; each is a key of the job file."""
+
+    start: float  # launch.start_timeout
+    stop: float  # launch.stop_timeout
+    heartbeat: float  # elastic.heartbeat_timeout
+    verdict: float = 2.0  # how long a lost peer's own account of its end is awaited
+
+
+@dataclass(frozen=True)
+class Worker:
+    agent: str
+    rank: int
+    ready: bool = False
+    seated: bool = False
+    told: bool = False  # has said how its loop ended
+    done: bool = False  # has told, or will never tell
+    gone: bool = False  # its process has been reaped
+    ended_well: bool = False
+    last_beat: float = 0.0
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Agent:
+    host: str
+    slots: int
+
+
+@dataclass(frozen=True)
+class State:
+    wanted: int
+    limits: Limits
+    phase: Phase = Phase.GATHERING
+    since: float = 0.0
+    agents: Mapping[str, Agent] = field(default_factory=dict)
+    workers: Mapping[str, Worker] = field(default_factory=dict)
+    round: int = 0
+    cause: Cause | None = None
+    stop_signal: int = 0
+    cut: bool = False
+    killed: bool = False
+
+
+# Events -----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class AgentJoined:
+    agent: str
+    host: str
+    slots: int
+
+
+@dataclass(frozen=True)
+class AgentLost:
+    agent: str
+
+
+@dataclass(frozen=True)
+class WorkerReady:
+    worker: str
+
+
+@dataclass(frozen=True)
+class WorkerBeat:
+    worker: str
+    step: int
+
+
+@dataclass(frozen=True)
+class WorkerEnded:
+    """A worker has said how its loop ended; ``cause`` is None if it ended as it should."""
+
+    worker: str
+    cause: Cause | None
+
+
+@dataclass(frozen=True)
+class WorkerExited:
+    worker: str
+    code: int
+    signal: int
+
+
+@dataclass(frozen=True)
+class JobFailed:
+    """Something outside the workers makes the job impossible (import error, foreign agent, disk)."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class StopRequested:
+    signal: int
+
+
+@dataclass(frozen=True)
+class Tick:
+    pass
+
+
+Event = Union[AgentJoined, AgentLost, WorkerReady, WorkerBeat, WorkerEnded, WorkerExited, JobFailed,
+              StopRequested, Tick]
+
+
+# Actions ----------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class StartWorker:
+    worker: str
+    agent: str
+    rank: int
+
+
+@dataclass(frozen=True)
+class FormRound:
+    """``members`` in rank order, each with its host."""
+
+    round: int
+    members: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class TellStop:
+    workers: tuple[str, ...]
+    signal: int
+
+
+@dataclass(frozen=True)
+class CutRound:
+    """Tell these workers that their round is broken; ``salvager`` is to save the last committed step."""
+
+    workers: tuple[str, ...]
+    salvager: str | None
+
+
+@dataclass(frozen=True)
+class KillWorker:
+    worker: str
+    agent: str
+
+
+@dataclass(frozen=True)
+class EndJob:
+    cause: Cause
+
+
+Action = Union[StartWorker, FormRound, TellStop, CutRound, KillWorker, EndJob]
+Outcome = tuple[State, tuple[Action, ...]]
+
+
+def step(state: State, event: Event, now: float) -> Outcome:
+    """The next state and what to do, after ``event`` at time ``now`` (seconds)."""
+    if state.phase is Phase.OVER:
+        return state, ()
+    return _settle(*_HANDLERS[type(event)](state, event, now), now)
+
+
+def deadline(state: State) -> float | None:
+    """When a :class:`Tick` is due at the latest; None once the job is over."""
+    limits = state.limits
+    if state.phase in (Phase.GATHERING, Phase.STARTING):
+        return state.since + limits.start
+    if state.phase is Phase.RUNNING:
+        beats = [w.last_beat for w in state.workers.values() if w.seated and not w.done and not w.gone]
+        due = [min(beats) + limits.heartbeat] if beats else []
+        if state.stop_signal or not beats:
+            due.append(state.since + limits.stop)
+        return min(due)
+    if state.phase is Phase.ENDING:
+        waits = [state.since + (2 * limits.stop if state.killed else limits.stop)]
+        if not state.cut:
+            waits.append(state.since + limits.verdict)
+        return min(waits)
+    return None
+
+
+# Handlers ---------------------------------------------------------------------------------------------
+def _agent_joined(state: State, event: AgentJoined, now: float) -> Outcome:
+    agents = {**state.agents, event.agent: Agent(event.host, event.slots)}
+    state = replace(state, agents=MappingProxyType(agents))
+    if state.phase is not Phase.GATHERING or sum(a.slots for a in agents.values()) < state.wanted:
+        return state, ()
+    places = [name for name, agent in agents.items() for _ in range(agent.slots)][: state.wanted]
+    workers = {f"w{rank}": Worker(agent=name, rank=rank) for rank, name in enumerate(places)}
+    state = replace(state, phase=Phase.STARTING, since=now, workers=MappingProxyType(workers))
+    return state, tuple(StartWorker(name, w.agent, w.rank) for name, w in workers.items())
+
+
+def _agent_lost(state: State, event: AgentLost, now: float) -> Outcome:
+    agent = state.agents.get(event.agent)
+    if agent is None:
+        return state, ()
+    for name, worker in state.workers.items():
+        if worker.agent == event.agent:
+            state = _with(state, name, gone=True, done=True)
+    if not any(worker.agent == event.agent for worker in state.workers.values()) and state.workers:
+        return state, ()  # it had no part in the job
+    return _begin_end(state, causes.lost_agent(event.agent, agent.host), now), ()
+
+
+def _worker_ready(state: State, event: WorkerReady, now: float) -> Outcome:
+    if event.worker not in state.workers or state.phase is not Phase.STARTING:
+        return state, ()
+    state = _with(state, event.worker, ready=True)
+    if not all(worker.ready for worker in state.workers.values()):
+        return state, ()
+    ordered = sorted(state.workers, key=lambda name: state.workers[name].rank)
+    members = tuple((name, state.agents[state.workers[name].agent].host) for name in ordered)
+    for name in ordered:
+        state = _with(state, name, seated=True, last_beat=now)
+    state = replace(state, phase=Phase.RUNNING, since=now, round=state.round + 1)
+    return state, (FormRound(state.round, members),)
+
+
+def _worker_beat(state: State, event: WorkerBeat, now: float) -> Outcome:
+    if event.worker in state.workers:
+        state = _with(state, event.worker, last_beat=now, step=event.step)
+    return state, ()
+
+
+def _worker_ended(state: State, event: WorkerEnded, now: float) -> Outcome:
+    if event.worker not in state.workers or state.workers[event.worker].told:
+        return state, ()
+    state = _with(state, event.worker, told=True, done=True, ended_well=event.cause is None)
+    if event.cause is not None:
+        return _begin_end(state, event.cause, now), ()
+    if state.phase is Phase.RUNNING and all(w.done for w in state.workers.values()):
+        state = replace(state, since=now)
+    return state, ()
+
+
+def _worker_exited(state: State, event: WorkerExited, now: float) -> Outcome:
+    worker = state.workers.get(event.worker)
+    if worker is None or worker.gone:
+        return state, ()
+    state = _with(state, event.worker, gone=True, done=True)
+    if worker.told or state.cut or state.killed:  # its end was announced, or ordered
+        return state, ()
+    host = state.agents[worker.agent].host
+    return _begin_end(state, causes.lost_worker(worker.rank, host, event.code, event.signal, worker.step), now), ()
+
+
+def _job_failed(state: State, event: JobFailed, now: float) -> Outcome:
+    return _begin_end(state, event.cause, now), ()
+
+
+def _stop_requested(state: State, event: StopRequested, now: float) -> Outcome:
+    if state.phase is Phase.ENDING:
+        return state, ()
+    if state.stop_signal or state.phase is not Phase.RUNNING:  # the second request does not wait
+        return _begin_end(state, causes.stopped(event.signal, saved=False), now), ()
+    state = replace(state, stop_signal=event.signal, since=now)
+    return state, (TellStop(_active(state), event.signal),)
+
+
+def _tick(state: State, event: Tick, now: float) -> Outcome:
+    due = deadline(state)
+    if due is None or now < due:
+        return state, ()
+    if state.phase is Phase.GATHERING:
+        found = sum(agent.slots for agent in state.agents.values())
+        return _begin_end(state, causes.too_few_slots(found, state.wanted, state.limits.start), now), ()
+    if state.phase is Phase.STARTING:
+        late = [worker.rank for worker in state.workers.values() if not worker.ready]
+        return _begin_end(state, causes.not_ready(late, state.limits.start), now), ()
+    if state.phase is Phase.RUNNING:
+        silent = [w.rank for w in state.workers.values()
+                  if w.seated and not w.done and now >= w.last_beat + state.limits.heartbeat]
+        if silent:
+            return _begin_end(state, causes.stalled(silent, state.limits.heartbeat), now), ()
+        if state.stop_signal:
+            return _begin_end(state, causes.stopped(state.stop_signal, saved=False), now), ()
+    return state, ()  # ENDING, and RUNNING with all done: _settle looks at the clock
+
+
+_HANDLERS = {
+    AgentJoined: _agent_joined, AgentLost: _agent_lost, WorkerReady: _worker_ready, WorkerBeat: _worker_beat,
+    WorkerEnded: _worker_ended, WorkerExited: _worker_exited, JobFailed: _job_failed,
+    StopRequested: _stop_requested, Tick: _tick,
+}
+
+
+# Ending -----------------------------------------------------------------------------------------------
+def _begin_end(state: State, cause: Cause, now: float) -> State:
+    """Enter ENDING, or let a better cause replace the known one while its verdict is awaited."""
+    if state.phase is not Phase.ENDING:
+        return replace(state, phase=Phase.ENDING, since=now, cause=cause)
+    if state.cause is None or cause.weight > state.cause.weight:
+        return replace(state, cause=cause)
+    return state
+
+
+def _settle(state: State, actions: tuple[Action, ...], now: float) -> Outcome:
+    """What follows from a state by itself: cutting the broken round, killing the late, ending the job."""
+    if state.phase is Phase.RUNNING and state.workers:
+        everyone = state.workers.values()
+        late = now >= state.since + state.limits.stop and all(w.done for w in everyone)
+        if all(w.gone for w in everyone) or late:
+            cause = causes.stopped(state.stop_signal, saved=True) if state.stop_signal else causes.done()
+            return _over(replace(state, cause=cause), actions)
+    if state.phase is not Phase.ENDING:
+        return state, actions
+    assert state.cause is not None
+    alive = [name for name, worker in state.workers.items() if not worker.gone]
+    if not alive:
+        return _over(state, actions)
+    if not state.cut and (state.cause.weight >= causes.OBSERVED or now >= state.since + state.limits.verdict
+                          or all(w.done for w in state.workers.values())):
+        seated = tuple(name for name in _active(state) if state.workers[name].rank not in state.cause.silent)
+        salvager = min(seated, key=lambda name: state.workers[name].rank) if seated else None
+        salvager = salvager if state.cause.salvage else None
+        state = replace(state, cut=True)
+        if seated:
+            actions += (CutRound(seated, salvager),)
+        # Who has no seat has nothing to save, and who does not answer will not start to now.
+        deaf = [name for name in alive
+                if not state.workers[name].seated or state.workers[name].rank in state.cause.silent]
+        actions += tuple(KillWorker(name, state.workers[name].agent) for name in deaf)
+    if not state.killed and now >= state.since + state.limits.stop:
+        state = replace(state, killed=True)
+        actions += tuple(KillWorker(name, state.workers[name].agent) for name in alive)
+    elif state.killed and now >= state.since + 2 * state.limits.stop:
+        return _over(state, actions)  # not even SIGKILL was confirmed: the agents' own end will do it
+    return state, actions
+
+
+def _over(state: State, actions: tuple[Action, ...]) -> Outcome:
+    assert state.cause is not None
+    return replace(state, phase=Phase.OVER), (*actions, EndJob(state.cause))
+
+
+def _active(state: State) -> tuple[str, ...]:
+    return tuple(name for name, worker in state.workers.items() if worker.seated and not worker.done)
+
+
+def _with(state: State, name: str, **changes) -> State:
+    return replace(state, workers=MappingProxyType({**state.workers, name: replace(state.workers[name], **changes)}))

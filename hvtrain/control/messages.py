@@ -1,0 +1,221 @@
+"""The messages between coordinator, agents and workers: typed, validated, small. JSON, never pickle.
+
+::
+
+    agent  --AgentHello------> coordinator      worker --WorkerHello----> coordinator
+    agent  <-Start, Kill, End- coordinator      worker --Ready----------> coordinator
+    agent  --Exited, Broken--> coordinator      worker <-Seat, Stop, Cut- coordinator
+    agent  --StopAsked-------> coordinator      worker --Report, Finished, Failed, Beat-> coordinator
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from hvtrain.errors import ProtocolError
+
+MAX_BYTES = 1 << 20
+"""Largest message accepted, bytes. A resolved job, a traceback or a line of metrics is far below it."""
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AgentHello(Message):
+    """First message of an agent. ``job_digest`` shows that all agents were started with the same job."""
+
+    type: Literal["agent_hello"] = "agent_hello"
+    agent: str = Field(max_length=200)
+    host: str = Field(max_length=255)
+    slots: int = Field(ge=1, le=4096)
+    pid: int
+    version: str = Field(max_length=50)
+    job_digest: str = Field(max_length=64)
+
+
+class Start(Message):
+    """To an agent: fork (or spawn) this worker; ``rank`` is provisional and names its log."""
+
+    type: Literal["start"] = "start"
+    worker: str
+    rank: int
+
+
+class Kill(Message):
+    """To an agent: SIGKILL this worker."""
+
+    type: Literal["kill"] = "kill"
+    worker: str
+
+
+class End(Message):
+    """To an agent: the job is over; end with this exit code and leave nothing behind."""
+
+    type: Literal["end"] = "end"
+    exit_code: int
+    reason: str = ""
+
+
+class Exited(Message):
+    """From an agent: a worker process has been reaped. ``signal`` is 0 unless a signal ended it."""
+
+    type: Literal["exited"] = "exited"
+    worker: str
+    code: int
+    signal: int
+
+
+class LoadFailed(Message):
+    """From an agent: the framework or the user's module cannot be imported, or no worker can be forked."""
+
+    type: Literal["load_failed"] = "load_failed"
+    exit_code: int
+    reason: str
+    traceback: str = ""
+
+
+class Notice(Message):
+    """From an agent: something a user should read, for the console and events.jsonl."""
+
+    type: Literal["notice"] = "notice"
+    event: str = Field(max_length=100)
+    text: str
+
+
+class StopAsked(Message):
+    """From an agent: it was told to stop (``signal``: the signal's number)."""
+
+    type: Literal["stop_asked"] = "stop_asked"
+    signal: int
+
+
+class WorkerHello(Message):
+    type: Literal["worker_hello"] = "worker_hello"
+    worker: str = Field(max_length=200)
+    pid: int
+
+
+class Ready(Message):
+    """From a worker: model and data are built; it can take a seat in a round.
+
+    ``outline`` describes the run for the console (total steps, samples per epoch, parameters).
+    """
+
+    type: Literal["ready"] = "ready"
+    outline: dict[str, Any] = Field(default_factory=dict)
+
+
+class Seat(Message):
+    """To a worker: its place in a round, and where the round's rendezvous listens."""
+
+    type: Literal["seat"] = "seat"
+    round: int = Field(ge=1)
+    rank: int = Field(ge=0)
+    size: int = Field(ge=1)
+    local_rank: int = Field(ge=0)
+    local_size: int = Field(ge=1)
+    cross_rank: int = Field(ge=0)
+    cross_size: int = Field(ge=1)
+    host: str
+    rendezvous_host: str
+    rendezvous_port: int
+    interface: str
+
+
+class Stop(Message):
+    """To a worker: agree with the others on a step, write a checkpoint there, and finish."""
+
+    type: Literal["stop"] = "stop"
+    signal: int
+
+
+class Cut(Message):
+    """To a worker: the round is broken; ``salvage`` asks it to save the last committed step."""
+
+    type: Literal["cut"] = "cut"
+    salvage: bool = False
+
+
+class Report(Message):
+    """From rank 0: measured values (``kind`` train or eval), or an event of the run."""
+
+    type: Literal["report"] = "report"
+    kind: Literal["train", "eval", "event"]
+    step: int
+    epoch: int = 0
+    name: str = ""
+    values: dict[str, Any] = Field(default_factory=dict)
+
+
+class Finished(Message):
+    """From a worker: its loop has ended as it should; ``stopped`` if that was on request."""
+
+    type: Literal["finished"] = "finished"
+    step: int
+    stopped: bool = False
+    summary: dict[str, Any] = Field(default_factory=dict)
+
+
+class Failed(Message):
+    """From a worker: its loop has ended by an exception.
+
+    ``lost_peer`` marks the failures that are only echoes of another worker's end.
+    """
+
+    type: Literal["failed"] = "failed"
+    exit_code: int
+    reason: str
+    traceback: str = ""
+    step: int = 0
+    lost_peer: bool = False
+    saved_step: int | None = None
+
+
+class Beat(Message):
+    """From a worker: alive, at this step."""
+
+    type: Literal["beat"] = "beat"
+    step: int
+
+
+FromAgent = Union[AgentHello, Exited, LoadFailed, Notice, StopAsked]
+ToAgent = Union[Start, Kill, End]
+FromWorker = Union[WorkerHello, Ready, Report, Finished, Failed, Beat]
+ToWorker = Union[Seat, Stop, Cut]
+
+_INBOUND = TypeAdapter(Annotated[Union[FromAgent, FromWorker], Field(discriminator="type")])
+_OUTBOUND = TypeAdapter(Annotated[Union[ToAgent, ToWorker], Field(discriminator="type")])
+
+
+def encode(message: Message) -> str:
+    """The JSON text of a message.
+
+    Raises:
+        ProtocolError: it is longer than MAX_BYTES.
+    """
+    text = message.model_dump_json()
+    if len(text.encode()) > MAX_BYTES:
+        raise ProtocolError(f"a {type(message).__name__} message of {len(text)} characters exceeds {MAX_BYTES}")
+    return text
+
+
+def decode_inbound(text: str | bytes) -> Message:
+    """A message that the coordinator may receive. Raises ProtocolError for anything else."""
+    return _decode(_INBOUND, text)
+
+
+def decode_outbound(text: str | bytes) -> Message:
+    """A message that an agent or a worker may receive. Raises ProtocolError for anything else."""
+    return _decode(_OUTBOUND, text)
+
+
+def _decode(adapter: TypeAdapter, text: str | bytes) -> Message:
+    if len(text) > MAX_BYTES:
+        raise ProtocolError(f"a message of {len(text)} bytes came, at most {MAX_BYTES} are accepted")
+    try:
+        return adapter.validate_json(text)
+    except ValidationError as error:
+        raise ProtocolError(f"a malformed message came: {error.errors(include_url=False)[:3]}") from None

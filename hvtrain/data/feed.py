@@ -1,0 +1,57 @@
+"""The stream of training steps as one rank sees it: its micro-batches of every global batch, loaded ahead."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Iterator
+
+import numpy as np
+
+from hvtrain.data.loader import Loader, Work
+from hvtrain.data.sampler import GlobalSampler, Position, micro, split
+
+
+@dataclass(frozen=True)
+class StepData:
+    """One rank's share of a global batch of ``total`` samples.
+
+    ``batches`` are its micro-batches and ``counts`` their sizes, both empty for a rank without samples.
+    ``after`` is where the run stands once the step is committed.
+    """
+
+    position: Position
+    after: Position
+    total: int
+    batches: list[Any]
+    counts: list[int]
+
+
+def feed(sampler: GlobalSampler, loader: Loader, start: Position, *, rank: int, size: int,
+         micro_batch: int | None, steps: int) -> Iterator[StepData]:
+    """Yields the next ``steps`` steps from ``start`` for ``rank`` of ``size``."""
+    plans: deque[tuple[Position, int, list[int]]] = deque()
+
+    def work() -> Iterator[Work]:
+        for position, indices in islice(sampler.walk(start), steps):
+            pieces = micro(split(indices, rank, size), micro_batch)
+            plans.append((position, len(indices), [len(piece) for piece in pieces]))
+            # A rank without samples still takes a turn, so that its plan is made in time.
+            for piece in pieces or [np.empty(0, np.int64)]:
+                yield position.epoch, piece
+
+    batches = loader.batches(work())
+    try:
+        for _ in range(steps):
+            first = next(batches)
+            position, total, counts = plans.popleft()
+            mine = [first, *islice(batches, len(counts) - 1)] if counts else []
+            yield StepData(position, sampler.next(position, total), total, mine, counts)
+    finally:
+        batches.close()  # left early, by a stop or a broken round: what was loaded ahead is dropped now
+
+
+def shares(length: int, batch: int, *, rank: int, size: int) -> list[np.ndarray]:
+    """A rank's share of an evaluation over ``length`` samples, in batches of at most ``batch``."""
+    return micro(split(np.arange(length, dtype=np.int64), rank, size), batch)

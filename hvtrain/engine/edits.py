@@ -1,0 +1,35 @@
+"""What is changed in Horovod 0.28.1 before it is compiled.
+
+===============  ================================================================================
+init-failure     an exception while the gloo contexts are formed makes ``hvd.init()`` raise
+init-again       ``hvd.init()`` can be called again after it has raised
+gloo-interface   process sets, the global one too, listen on ``HOROVOD_GLOO_IFACE``
+release          ``hvd.shutdown()`` closes the sockets of process sets too, so that peers notice at once,
+                 and does not wait 10 ms for each of them
+broken-round     a collective that throws ends the loop instead of corrupting the next negotiation
+late-tensor      a tensor that is queued while the loop ends gets an error, not silence
+idle-wait        opt-in, ``HVTRAIN_IDLE_CYCLE_MS``: no polling while no tensor is outstanding
+record           the wheel carries ``hvtrain_engine.json``, which says how it was built
+===============  ================================================================================
+"""
+
+from __future__ import annotations
+
+from hvtrain.engine.edit import Edit
+from hvtrain.engine.edits_idle import IDLE_EDITS
+from hvtrain.engine.edits_rounds import ROUND_EDITS
+
+EDITS: tuple[Edit, ...] = (
+    *ROUND_EDITS,
+    *IDLE_EDITS,
+    Edit(
+        name="record", file="setup.py",
+        why="the installed engine must say what it was built from, and that must go when it is uninstalled",
+        anchor="""\
+      packages=find_packages(),
+""",
+        replacement="""\
+      packages=find_packages(),
+      package_data={'horovod': ['hvtrain_engine.json']},
+"""),
+)

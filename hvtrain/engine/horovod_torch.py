@@ -1,0 +1,58 @@
+"""Horovod's collectives on PyTorch tensors, with errors of ours."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hvtrain.engine import sockets
+from hvtrain.engine.world import Place, export
+from hvtrain.errors import EnvironmentNotReady, RoundBroken
+
+
+class TorchWorld:
+    """A round of Horovod processes. Construct it on all members at once; it blocks until all are there.
+
+    Raises:
+        RoundBroken: the round could not be formed.
+        EnvironmentNotReady: Horovod for PyTorch is not installed.
+    """
+
+    def __init__(self, place: Place):
+        try:
+            import horovod.torch as hvd
+            from horovod.common.exceptions import HorovodInternalError
+        except ImportError as error:
+            raise EnvironmentNotReady(f"Horovod for PyTorch is not usable: {error}.", "hvtrain engine build") from None
+        self._hvd, self._lost = hvd, HorovodInternalError
+        self.rank, self.size, self.local_rank = place.rank, place.size, place.local_rank
+        before = sockets.stream_sockets()
+        export(place)
+        try:
+            hvd.init()
+        except (ValueError, HorovodInternalError) as error:  # the engine's edits turn an abort into ValueError
+            raise RoundBroken(f"the round of {place.size} could not be formed: {error}") from None
+        self._sockets = sockets.stream_sockets() - before
+
+    def sum_async(self, tensor: Any, name: str) -> int:
+        try:
+            return self._hvd.allreduce_async_(tensor, name=name, op=self._hvd.Sum)
+        except self._lost as error:
+            raise RoundBroken(str(error)) from None
+
+    def wait(self, handle: int) -> None:
+        try:
+            self._hvd.synchronize(handle)
+        except self._lost as error:
+            raise RoundBroken(str(error)) from None
+
+    def broadcast(self, tensor: Any, root: int, name: str) -> None:
+        try:
+            self._hvd.broadcast_(tensor, root_rank=root, name=name)
+        except self._lost as error:
+            raise RoundBroken(str(error)) from None
+
+    def cut(self) -> int:
+        return sockets.shut(self._sockets)
+
+    def close(self) -> None:
+        self._hvd.shutdown()

@@ -1,0 +1,27 @@
+"""env.json: what the run ran on, so that a result can be explained later."""
+
+from __future__ import annotations
+
+import os
+import platform
+import socket
+import sys
+from importlib import metadata
+from typing import Any
+
+_PACKAGES = ("torch", "tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy", "safetensors", "pydantic", "aiohttp")
+
+
+def describe(command: str, workers: int) -> dict[str, Any]:
+    """Versions, machine and command of a run, JSON-able. Imports none of the packages."""
+    from hvtrain import __version__
+
+    packages = {}
+    for name in _PACKAGES:
+        try:
+            packages[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return {"hvtrain": __version__, "python": platform.python_version(), "platform": platform.platform(),
+            "packages": packages, "host": socket.gethostname(), "cpus": os.cpu_count(), "workers": workers,
+            "command": command, "executable": sys.executable}

@@ -1,0 +1,111 @@
+"""A run's own directory: where everything about it lies, and how it is taken into use.
+
+::
+
+    run.dir/  config.yaml   the resolved job              logs/rank-N.log  what each worker printed
+              env.json      versions and machine          checkpoints/     see hvtrain.checkpoint
+              status.json   state, reason, step           metrics.jsonl    one measurement a line
+              .lock         held while a job runs         events.jsonl     one event a line
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from pathlib import Path
+from typing import IO, Any
+
+from hvtrain.errors import EnvironmentNotReady, UsageError
+
+
+class RunDirectory:
+    """The files of one run. ``take`` must come before anything is written."""
+
+    def __init__(self, path: str | os.PathLike[str]):
+        self.path = Path(path)
+        self._lock: IO[str] | None = None
+
+    config = property(lambda self: self.path / "config.yaml")
+    environment = property(lambda self: self.path / "env.json")
+    status = property(lambda self: self.path / "status.json")
+    metrics = property(lambda self: self.path / "metrics.jsonl")
+    superseded = property(lambda self: self.path / "metrics.superseded.jsonl")
+    events = property(lambda self: self.path / "events.jsonl")
+    logs = property(lambda self: self.path / "logs")
+    tensorboard = property(lambda self: self.path / "tensorboard")
+
+    def take(self, *, fresh: bool) -> Path | None:
+        """Create the directory and lock it for this job.
+
+        With ``fresh`` a former run's directory is moved aside, never deleted; returns where to.
+
+        Raises:
+            UsageError: another job is using it.
+            EnvironmentNotReady: it cannot be created or written.
+        """
+        try:
+            self._acquire()
+            moved = None
+            if fresh and self.config.exists():
+                moved = self.path.with_name(f"{self.path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+                self.release()
+                self.path.rename(moved)
+                self._acquire()
+            self.logs.mkdir(exist_ok=True)
+            return moved
+        except OSError as error:
+            raise EnvironmentNotReady(f"the run directory {self.path} cannot be used: {error.strerror}. Choose another "
+                                      "with run.dir=PATH.") from None
+
+    def _acquire(self) -> None:
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "a+")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._lock.seek(0)
+            holder = self._lock.read().strip() or "unknown"
+            raise UsageError(f"the run directory {self.path} is in use by another job (pid {holder}). Wait for it, stop "
+                             "it, or choose another with run.dir=PATH") from None
+        self._lock.truncate(0)
+        self._lock.write(f"{os.getpid()}\n")
+        self._lock.flush()
+
+    def release(self) -> None:
+        """Let others use the directory."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def rewind_metrics(self, step: int) -> int:
+        """Move measurements of steps after ``step`` aside: they are about to be measured again.
+
+        They go to metrics.superseded.jsonl. Returns how many there were.
+        """
+        if not self.metrics.exists():
+            return 0
+        keep, aside = [], []
+        for line in self.metrics.read_text().splitlines():
+            try:
+                later = json.loads(line)["step"] > step
+            except (ValueError, KeyError, TypeError):
+                later = True  # a line cut short by a crash
+            (aside if later else keep).append(line)
+        if aside:
+            with open(self.superseded, "a") as file:
+                file.writelines(line + "\n" for line in aside)
+            write_atomically(self.metrics, "".join(line + "\n" for line in keep))
+        return len(aside)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace ``path`` by ``text``; readers see the old or the new content, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_atomically(path, json.dumps(value, indent=2, sort_keys=True) + "\n")

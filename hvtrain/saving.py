@@ -1,0 +1,134 @@
+"""When the loop saves and what: between the training state and the checkpoint store."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, Sequence
+
+from hvtrain.adapters.base import Adapter
+from hvtrain.callbacks import Callback
+from hvtrain.checkpoint.background import BackgroundWriter
+from hvtrain.checkpoint.policy import Retention
+from hvtrain.checkpoint.snapshot import Snapshot
+from hvtrain.checkpoint.store import Store
+from hvtrain.checkpoint.writer import Written
+from hvtrain.config import Job
+from hvtrain.errors import CheckpointDamaged, CheckpointMissing
+from hvtrain.progress import Progress
+from hvtrain.session import Session
+
+log = logging.getLogger(__name__)
+
+
+def checkpoint_directory(job: Job) -> Path:
+    """Where a job keeps its checkpoints."""
+    return Path(job.checkpoint.dir or os.path.join(job.run.dir, "checkpoints"))
+
+
+class Saver:
+    """Writes checkpoints on rank 0 (all ranks hold the same state) and restores from them.
+
+    The snapshot is copied at once; writing it goes on beside the training, at most one at a time.
+    """
+
+    def __init__(self, job: Job, adapter: Adapter, callbacks: Sequence[Callback], session: Session):
+        self._job, self._adapter, self._callbacks, self._session = job, adapter, callbacks, session
+        self._config = job.checkpoint
+        self._store = Store(checkpoint_directory(job))
+        self._writer: BackgroundWriter | None = None
+        self._last_time = time.monotonic()
+        self._saved_step = -1
+
+    def due(self, progress: Progress, *, epoch_end: bool) -> bool:
+        """Whether ``checkpoint.every`` asks for a checkpoint after this step (time is seen to elsewhere)."""
+        every = self._config.every
+        if every is None or every.unit == "second":
+            return False
+        if every.unit == "epoch":
+            return epoch_end and progress.position.epoch % int(every.count) == 0
+        return progress.step % int(every.count) == 0
+
+    def overdue(self) -> bool:
+        """Whether ``checkpoint.every`` is a time that has passed, by this rank's clock."""
+        every = self._config.every
+        return every is not None and every.unit == "second" and time.monotonic() - self._last_time >= every.count
+
+    def save(self, progress: Progress, world_size: int, *, wait: bool = False) -> None:
+        """Save the current state, unless this very step is saved already or ``checkpoint.every`` is null.
+
+        Raises:
+            CheckpointWriteFailed: this or the former write failed.
+        """
+        if self._config.every is None:
+            return
+        self._last_time = time.monotonic()
+        if self._writer is None:
+            self._writer = BackgroundWriter(self._store, self._retention(), self._written)
+        if progress.step != self._saved_step:
+            self._saved_step = progress.step
+            self._writer.submit(self._snapshot(progress, world_size), timeout=self._job.launch.stop_timeout.seconds)
+        if wait:
+            self._writer.wait(self._job.launch.stop_timeout.seconds)
+
+    def close(self) -> None:
+        """Wait for what is being written and raise its error."""
+        if self._writer is not None:
+            self._writer.close(self._job.launch.stop_timeout.seconds)
+
+    def load(self) -> tuple[Path, Snapshot] | None:
+        """What ``checkpoint.resume`` asks to go on from, or None for a fresh start.
+
+        Raises:
+            CheckpointMissing, CheckpointDamaged: a certain checkpoint was asked for and is not usable, or
+                there are checkpoints and none of them is sound.
+        """
+        resume = self._config.resume
+        if resume == "never":
+            return None
+        if resume != "auto":
+            return self._load_path(Path(resume))
+        self._store.clean()
+        found = self._store.load_newest(log)
+        if found is None and self._store.steps():
+            raise CheckpointDamaged(f"none of the checkpoints in {self._store.directory} is sound; 'hvtrain ckpt verify' "
+                                    "says what is wrong with each. To start over: checkpoint.resume=never")
+        if found is not None and found[0].parent == self._store.directory:
+            self._saved_step = found[1].step
+        return found
+
+    def _load_path(self, path: Path) -> tuple[Path, Snapshot]:
+        for directory in (path, path / "checkpoints"):
+            store = Store(directory)
+            if store.steps():
+                found = store.load_newest(log)
+                if found is None:
+                    raise CheckpointDamaged(f"none of the checkpoints in {directory} is sound")
+                return found
+        if not path.is_dir():
+            raise CheckpointMissing(f"checkpoint.resume is {str(path)!r}, which does not exist. Give a checkpoint, a "
+                                    "run directory, auto or never")
+        return path, self._store.read(path)
+
+    def _snapshot(self, progress: Progress, world_size: int) -> Snapshot:
+        state: dict[str, Any] = {**progress.to_json(), "world_size": world_size, "framework_state": self._adapter.scalars(),
+                                 "callbacks": {key(c): c.state() for c in self._callbacks}}
+        fresh = progress.evaluated_step == progress.step
+        return Snapshot(step=progress.step, epoch=progress.position.epoch, groups=self._adapter.export(), state=state,
+                        world_size=world_size, metrics=progress.evaluated if fresh else {},
+                        framework=self._job.framework)
+
+    def _retention(self) -> Retention:
+        config = self._config
+        return Retention(keep=config.keep, keep_every=config.keep_every, best_metric=config.best,
+                         best_mode=config.best_mode)
+
+    def _written(self, written: Written) -> None:
+        self._session.event("checkpoint", written.manifest.step, path=str(written.path), seconds=round(written.seconds, 3))
+
+
+def key(callback: Callback) -> str:
+    """The name under which a callback's state is kept."""
+    return callback.name or type(callback).__name__
