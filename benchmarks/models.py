@@ -149,7 +149,7 @@ def digits_data() -> tuple[torch.Tensor, torch.Tensor]:
 
 WORKLOADS = {
     "mnist": Workload(mnist_cnn, mnist_data, batch=128, steps=103, optim="adamw", settings={"lr": 2e-3}),
-    "charlm": Workload(CharTransformer, text_data, batch=16, steps=33, optim="adamw", settings={"lr": 3e-4}),
+    "charlm": Workload(CharTransformer, text_data, batch=8, steps=43, optim="adamw", settings={"lr": 3e-4}),
     "mlp": Workload(mlp, padded_mnist_data, batch=64, steps=63, optim="sgd", settings={"lr": 1e-2, "momentum": 0.9}),
     "digits": Workload(digits_mlp, digits_data, batch=16, steps=5, optim="adamw", settings={"lr": 3e-3}),
 }

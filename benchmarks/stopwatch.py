@@ -29,7 +29,7 @@ class Stopwatch:
     def __init__(self, rank: int, steps: int, barrier: Callable[[], None]):
         self._rank, self._steps, self._barrier = rank, steps, barrier
         self._done = 0
-        self._start = 0.0
+        self._start = self._cpu = 0.0
         self._stamps: list[float] = []
 
     def step_done(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -39,14 +39,15 @@ class Stopwatch:
             self._write(event="first_step", time=time.time())
         if self._done == min(WARMUP, self._steps - 1):
             self._barrier()
-            self._start = time.perf_counter()
+            self._start, self._cpu = time.perf_counter(), time.process_time()
         elif self._done > WARMUP:
             self._stamps.append(time.perf_counter())
         if self._done == self._steps:
             self._barrier()
-            seconds = time.perf_counter() - self._start
+            seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._cpu
             times = [b - a for a, b in zip([self._start, *self._stamps], self._stamps)]
-            self._write(event="steady", steps=self._steps - WARMUP, seconds=seconds, step_seconds=times,
+            self._write(event="steady", steps=self._steps - WARMUP, seconds=seconds, cpu_seconds=cpu,
+                        step_seconds=times,
                         parameters=sum(p.numel() for p in model.parameters()), threads=torch.get_num_threads(),
                         fused=bool(optimizer.param_groups[0].get("fused")))
 

@@ -70,6 +70,7 @@ def _summary(rates: dict[str, list[float]], who: str, runs: list[Run]) -> dict[s
             "hvtrain_ratio": statistics.median(rates["hvtrain"]) / statistics.median(rates[who]),
             "hvtrain_ratio_paired": contestants.spread(paired),
             "median_step_ms": statistics.median(1000 * t for run in runs for t in run.steady["step_seconds"]),
+            "cpu_step_ms": statistics.median(1000 * r.steady["cpu_seconds"] / r.steady["steps"] for r in runs),
             "fused": runs[0].steady["fused"], "threads": runs[0].steady["threads"],
             "load_before": [round(run.load, 2) for run in runs]}
 
@@ -98,13 +99,14 @@ def _title(report: dict[str, Any]) -> str:
 def _table(name: str, found: dict[str, Any]) -> str:
     lines = [f"{name}: {found['parameters'] / 1e6:.1f} M parameters, batch {found['batch_per_worker']} per worker, "
              f"{found['optimizer']}, {found['steps']} steps",
-             f"{'':30}{'samples/s':>10}{'min':>9}{'max':>9}{'ms/step':>9}   hvtrain is"]
+             f"{'':30}{'samples/s':>10}{'min':>9}{'max':>9}{'ms/step':>9}{'CPU ms':>9}   hvtrain is"]
     for who, each in found["contestants"].items():
         rate, paired = each["samples_per_s"], each["hvtrain_ratio_paired"]
         ratio = "" if who == "hvtrain" else (f"{each['hvtrain_ratio']:.2f}x   (run by run {paired['median']:.2f}x, "
                                              f"{paired['min']:.2f} to {paired['max']:.2f})")
         lines.append(f"{who + (' [fused]' if each['fused'] else ''):30}{rate['median']:10.1f}{rate['min']:9.1f}"
-                     f"{rate['max']:9.1f}{each['median_step_ms']:9.1f}   {ratio}")
+                     f"{rate['max']:9.1f}{each['median_step_ms']:9.1f}"
+                     f"{each['cpu_step_ms']:9.1f}   {ratio}")
     if found["tuning"]:
         tried = ", ".join(f"{cycle} ms {statistics.median(rates):.0f}" for cycle, rates in found["tuning"].items())
         lines.append(f"Horovod's cycle times, samples/s: {tried}")

@@ -7,7 +7,11 @@ import importlib.util
 
 from hvtrain.errors import EnvironmentNotReady
 
-_MODULES = {"torch": ("torch", "horovod.torch")}
+_MODULES = {
+    # The first optimizer step imports torch._dynamo (torch 2.x, torch/optim/optimizer.py), which takes over a
+    # second: better once before forking than in every worker.
+    "torch": ("torch", "torch._dynamo", "horovod.torch"),
+}
 _COMMANDS = {"torch": "pip install torch==2.13.0"}
 
 
@@ -19,10 +23,11 @@ def import_framework(framework: str) -> None:
     """
     if framework not in _MODULES:
         raise EnvironmentNotReady(f"this version of hvtrain trains framework: torch; {framework} is to come.")
-    name, binding = _MODULES[framework]
+    name, *more, binding = _MODULES[framework]
     if importlib.util.find_spec(name) is None:
         raise EnvironmentNotReady(f"the job needs {name}, which is not installed.", _COMMANDS[framework])
-    importlib.import_module(name)
+    for module in (name, *more):
+        importlib.import_module(module)
     if importlib.util.find_spec("horovod") is not None:
         importlib.import_module(binding)
 

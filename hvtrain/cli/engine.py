@@ -60,8 +60,8 @@ def info(as_json: bool) -> None:
         click.echo(json.dumps(found.to_json(), indent=2))
     else:
         why = {edit.name: edit.why for edit in reversed(EDITS)}
-        click.echo(f"Horovod    {found.version or 'not installed'}{'' if found.ours else '  (not built by hvtrain)'}"
-                   if found.installed else "Horovod    not installed")
+        origin = "" if found.ours else "  (not built by hvtrain)"
+        click.echo(f"Horovod    {found.version + origin if found.installed else 'not installed'}")
         for name in sorted({*found.built_for, *found.present}):
             click.echo(f"{name:<10} installed: {found.present.get(name, 'no')}, "
                        f"engine built for: {found.built_for.get(name, 'no')}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import os
 import sys
 
 import click
@@ -22,20 +22,53 @@ def run(config: str, overrides: tuple[str, ...], workers: int | None) -> int:
     By itself this starts the workers on this host. Under horovodrun each process it starts becomes one
     worker:  horovodrun -np 2 hvtrain run config.yaml
     """
+    from hvtrain.control.warmstart import guess_framework
+
+    framework = guess_framework(config, overrides)
+    if "HOROVOD_RANK" in os.environ and "HOROVOD_GLOO_RENDEZVOUS_PORT" in os.environ:
+        return _under_horovodrun(config, overrides, workers, framework)
+    return _by_itself(config, overrides, workers, framework)
+
+
+def _by_itself(config: str, overrides: tuple[str, ...], workers: int | None, framework: str) -> int:
+    from hvtrain.launch.agentstart import end_agent, start_agent
+
+    agent = start_agent(framework)  # first of all: it imports the framework while this process gets ready
+    try:
+        from hvtrain.config import load
+        from hvtrain.launch import local
+        from hvtrain.launch.joblaunch import command_line, prepare
+
+        job = load(config, _with_workers(overrides, workers))
+        launch = prepare(job, config, command_line(sys.argv[1:]), interface=None)
+        return _run(local.run(launch, agent))
+    finally:
+        end_agent(agent)
+
+
+def _under_horovodrun(config: str, overrides: tuple[str, ...], workers: int | None, framework: str) -> int:
+    from hvtrain.control import warmstart
+
+    warm = warmstart.start(framework)
     from hvtrain.config import load
     from hvtrain.errors import ConfigError, Problem
-    from hvtrain.launch import horovodrun, local
+    from hvtrain.launch import horovodrun
     from hvtrain.launch.joblaunch import command_line, prepare
 
-    command = command_line(sys.argv[1:])
-    under_horovodrun = horovodrun.is_parent()
-    if under_horovodrun:
-        size = horovodrun.world_size()
-        if workers not in (None, size):
-            raise ConfigError([Problem(f"horovodrun has started {size} processes, but -np {workers} was given to "
-                                       "hvtrain; leave it out", "command line", key="-np")])
-        workers, command = size, f"horovodrun -np {size} {command}"
-    job = load(config, [*overrides, *([f"launch.workers={workers}"] if workers else [])])
-    if under_horovodrun:
-        return asyncio.run(horovodrun.run(prepare(job, config, command, interface=horovodrun.interface())))
-    return asyncio.run(local.run(prepare(job, config, command, interface=None)))
+    size = horovodrun.world_size()
+    if workers not in (None, size):
+        raise ConfigError([Problem(f"horovodrun has started {size} processes, but -np {workers} was given to hvtrain; "
+                                   "leave it out", "command line", key="-np")])
+    job = load(config, _with_workers(overrides, size))
+    command = f"horovodrun -np {size} {command_line(sys.argv[1:])}"
+    return _run(horovodrun.run(prepare(job, config, command, interface=horovodrun.interface()), warm))
+
+
+def _with_workers(overrides: tuple[str, ...], workers: int | None) -> list[str]:
+    return [*overrides, *([f"launch.workers={workers}"] if workers else [])]
+
+
+def _run(job) -> int:
+    import asyncio
+
+    return asyncio.run(job)

@@ -11,14 +11,13 @@ import json
 import logging
 import os
 import signal
-import socket
 import subprocess
-import sys
 from typing import Any
 
 from hvtrain.control import messages
 from hvtrain.control.boot import Boot
 from hvtrain.control.client import Link
+from hvtrain.control.warmstart import WarmProcess
 from hvtrain.errors import ExitCode
 
 log = logging.getLogger(__name__)
@@ -30,36 +29,23 @@ REAP_SECONDS = 5.0
 class Agent:
     """Runs ``slots`` workers of a job on this host. ``run`` returns the job's exit code."""
 
-    def __init__(self, boot: Boot, *, name: str, host: str, slots: int, job_digest: str):
+    def __init__(self, boot: Boot, warm: WarmProcess, *, name: str, host: str, slots: int, job_digest: str):
         from hvtrain import __version__
 
-        self._boot = boot
+        self._boot, self._warm = boot, warm
         self._hello = messages.AgentHello(agent=name, host=host, slots=slots, pid=os.getpid(),
                                           version=__version__, job_digest=job_digest)
         self._link = Link(boot.coordinator)
         self._workers: set[str] = set()
         self._end: messages.End | None = None
 
-    def start_warm(self) -> None:
-        """Start the warm process: first of all, because importing a framework takes the longest."""
-        ours, theirs = socket.socketpair()
-        environment = dict(os.environ)
-        # NumPy's OpenBLAS would start threads at import, and then forking would not be safe any more.
-        environment["OPENBLAS_NUM_THREADS"] = "1"
-        environment["OMP_NUM_THREADS"] = str(self._boot.threads)
-        self._warm = subprocess.Popen(
-            [sys.executable, "-m", "hvtrain.control.warm", str(theirs.fileno()), str(os.getpid())],
-            pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
-        theirs.close()
-        self._pair = ours
-        ours.sendall(json.dumps({"op": "load", "boot": self._boot.to_json()}).encode() + b"\n")
-
     async def run(self) -> int:
         """Serve until the job ends or the coordinator is gone."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_asked, number)
-        reader, writer = await asyncio.open_connection(sock=self._pair)
+        self._warm.load(self._boot.to_json())
+        reader, writer = await asyncio.open_connection(sock=self._warm.pair)
         try:
             await self._link.open(self._hello)
             news = asyncio.create_task(self._hear_warm(reader))
@@ -117,7 +103,7 @@ class Agent:
             elif news["op"] == "loaded" and news["notice"]:
                 await self._tell(messages.Notice(event="start_method", text=news["notice"]))
         # The warm process is gone, and the kernel has ended its workers with it.
-        status = self._warm.poll()
+        status = self._warm.process.poll()
         await self._tell(messages.LoadFailed(
             exit_code=int(ExitCode.LOST_WORKERS),
             reason=f"the process that starts workers on {self._hello.host} ended (status {status})"))
@@ -126,30 +112,7 @@ class Agent:
 
     async def _end_warm(self) -> None:
         try:
-            await asyncio.to_thread(self._warm.wait, REAP_SECONDS)
+            await asyncio.to_thread(self._warm.process.wait, REAP_SECONDS)
         except subprocess.TimeoutExpired:
-            self._warm.kill()
-            await asyncio.to_thread(self._warm.wait, REAP_SECONDS)
-
-
-def main() -> None:
-    """``python -m hvtrain.control.agent PARENT_PID`` with the boot record on standard input."""
-    from hvtrain.control import process
-
-    process.die_with_parent(int(sys.argv[1]))
-    process.set_name("hvtrain-agent")
-    logging.basicConfig(level=logging.WARNING, format="hvtrain agent: %(message)s")
-    record = json.load(sys.stdin)
-    boot = Boot.from_json(record["boot"])
-
-    async def serve() -> int:
-        agent = Agent(boot, name=record["name"], host=record["host"], slots=record["slots"],
-                      job_digest=record["job_digest"])
-        agent.start_warm()
-        return await agent.run()
-
-    sys.exit(asyncio.run(serve()))
-
-
-if __name__ == "__main__":
-    main()
+            self._warm.process.kill()
+            await asyncio.to_thread(self._warm.process.wait, REAP_SECONDS)

@@ -70,8 +70,8 @@ class Coordinator:
         return await asyncio.shield(self._over)
 
     def request_stop(self, signal: int) -> None:
-        """Ask all workers to stop after a checkpoint; a second request does not wait for one."""
-        self.feed(membership.StopRequested(signal))
+        """A person asks all workers to stop after a checkpoint; a second request does not wait for one."""
+        self.feed(membership.StopRequested(signal, insist=True))
 
     def feed(self, event: membership.Event) -> None:
         self._inbox.put_nowait(event)
@@ -188,7 +188,7 @@ class Coordinator:
         elif isinstance(message, messages.Notice):
             self._observer.event(message.event, text=message.text)
         elif isinstance(message, messages.StopAsked):
-            self.request_stop(message.signal)
+            self.feed(membership.StopRequested(message.signal))
         elif isinstance(message, messages.Ready):
             self._observer.outline(message.outline)
             self.feed(membership.WorkerReady(name))
@@ -198,7 +198,7 @@ class Coordinator:
             self.feed(membership.WorkerBeat(name, message.step))
         elif isinstance(message, messages.Finished):
             self._observer.summary(message.summary)
-            self.feed(membership.WorkerEnded(name, None))
+            self.feed(membership.WorkerEnded(name, None, stopped=message.stopped))
         elif isinstance(message, messages.Failed):
             if message.saved_step is not None:
                 self._observer.event("checkpoint", step=message.saved_step, text="saved by a survivor")

@@ -12,6 +12,7 @@ when :func:`deadline` is reached. In this version a lost worker ends the job; it
 
 from __future__ import annotations
 
+import signal
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
@@ -70,6 +71,7 @@ class State:
     round: int = 0
     cause: Cause | None = None
     stop_signal: int = 0
+    insisted: bool = False  # whether a person at the launcher has asked already
     cut: bool = False
     killed: bool = False
 
@@ -100,10 +102,14 @@ class WorkerBeat:
 
 @dataclass(frozen=True)
 class WorkerEnded:
-    """A worker has said how its loop ended; ``cause`` is None if it ended as it should."""
+    """A worker has said how its loop ended; ``cause`` is None if it ended as it should.
+
+    ``stopped``: it ended because a stop was asked for, perhaps of this worker alone.
+    """
 
     worker: str
     cause: Cause | None
+    stopped: bool = False
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,13 @@ class JobFailed:
 
 @dataclass(frozen=True)
 class StopRequested:
+    """``insist``: by a person at the launcher, whose second request does not wait for a checkpoint.
+
+    A service manager signals all processes of a job at once; their agents' requests are one and the same.
+    """
+
     signal: int
+    insist: bool = False
 
 
 @dataclass(frozen=True)
@@ -255,6 +267,8 @@ def _worker_ended(state: State, event: WorkerEnded, now: float) -> Outcome:
     state = _with(state, event.worker, told=True, done=True, ended_well=event.cause is None)
     if event.cause is not None:
         return _begin_end(state, event.cause, now), ()
+    if event.stopped and not state.stop_signal:
+        state = replace(state, stop_signal=signal.SIGTERM, since=now)
     if state.phase is Phase.RUNNING and all(w.done for w in state.workers.values()):
         state = replace(state, since=now)
     return state, ()
@@ -278,8 +292,11 @@ def _job_failed(state: State, event: JobFailed, now: float) -> Outcome:
 def _stop_requested(state: State, event: StopRequested, now: float) -> Outcome:
     if state.phase is Phase.ENDING:
         return state, ()
-    if state.stop_signal or state.phase is not Phase.RUNNING:  # the second request does not wait
+    if state.phase is not Phase.RUNNING or (event.insist and state.insisted):
         return _begin_end(state, causes.stopped(event.signal, saved=False), now), ()
+    state = replace(state, insisted=state.insisted or event.insist)
+    if state.stop_signal:
+        return state, ()
     state = replace(state, stop_signal=event.signal, since=now)
     return state, (TellStop(_active(state), event.signal),)
 

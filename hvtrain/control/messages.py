@@ -21,7 +21,8 @@ MAX_BYTES = 1 << 20
 
 
 class Message(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # A loss may be NaN; as JSON's null it would be no number any more.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
 
 
 class AgentHello(Message):
@@ -196,7 +197,11 @@ def encode(message: Message) -> str:
     Raises:
         ProtocolError: it is longer than MAX_BYTES.
     """
-    text = message.model_dump_json()
+    try:
+        text = message.model_dump_json()
+    except PydanticSerializationError:  # lone surrogates, from a file name in an exception's message, say
+        text = json.dumps(message.model_dump(), default=str).encode().decode("utf-8")
+        text = _LONE_SURROGATE.sub("?", text)
     if len(text.encode()) > MAX_BYTES:
         raise ProtocolError(f"a {type(message).__name__} message of {len(text)} characters exceeds {MAX_BYTES}")
     return text

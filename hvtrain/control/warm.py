@@ -155,9 +155,16 @@ class Warm:
 
 
 def main() -> None:
-    """``python -m hvtrain.control.warm FD PARENT_PID``: serve on the inherited socket FD."""
+    """``python -m hvtrain.control.warm FD PARENT_PID FRAMEWORK``: serve on the inherited socket FD."""
     process.die_with_parent(int(sys.argv[2]))
     process.set_name("hvtrain-warm")
+    from hvtrain.adapters import import_framework
+    from hvtrain.errors import EnvironmentNotReady
+
+    try:
+        import_framework(sys.argv[3])
+    except (EnvironmentNotReady, ImportError):
+        pass  # "load" says it again, to somebody who listens
     Warm(socket.socket(fileno=int(sys.argv[1]))).run()
     os._exit(0)  # tearing a framework down takes half a second and serves nobody
 

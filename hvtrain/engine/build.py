@@ -110,8 +110,9 @@ def _compile(recipe: Recipe, source: Path, work: Path, log_path: Path, say: Say)
         f"about {_minutes(recipe, jobs)} minutes. Log: {log_path}")
     if recipe.cuda:
         say(_gpu_choice(recipe))
+    # Without --no-cache-dir, pip keeps the wheel of this path and hands it out again for other edits.
     command = [sys.executable, "-m", "pip", "wheel", str(tree), "--verbose", "--no-build-isolation", "--no-deps",
-               "--wheel-dir", str(finished)]
+               "--no-cache-dir", "--wheel-dir", str(finished)]
     code = _run(command, build_environment(recipe, write_shim(work), jobs), log_path, say)
     wheels = list(finished.glob("horovod-*.whl"))
     if code != 0 or not wheels:

@@ -2,7 +2,7 @@
 
     <cache>/engine/sources/horovod-0.28.1.tar.gz
     <cache>/engine/<key>/horovod-....whl, engine.json     complete, or not there at all
-    <cache>/engine/<key>.work/                            a build in progress; stale if its lock is free
+    <cache>/engine/work-<end of key>/                     a build in progress; stale if its lock is free
     <cache>/engine/<key>.log  <key>.lock
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,8 +76,14 @@ class EngineCache:
 
     @contextmanager
     def workspace(self, key: str) -> Iterator[Path]:
-        """An empty directory for building ``key``, gone afterwards. Hold the lock."""
-        work = self.root / f"{key}.work"
+        """An empty directory for building ``key``, gone afterwards. Hold the lock.
+
+        Raises EngineBuildError where its path has characters that Horovod's CMake files take for a pattern.
+        """
+        work = self.root / f"work-{key.rpartition('-')[2]}"
+        if not re.fullmatch(r"[\w./-]+", str(work), re.ASCII):
+            raise EngineBuildError(f"Horovod cannot be compiled below {self.root}: its path must consist of letters, "
+                                   f"digits and ._-/ only.", remedy="export HVTRAIN_CACHE=DIRECTORY")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir()
         try:

@@ -16,6 +16,7 @@ import urllib.request
 from hvtrain.control.agent import Agent
 from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
+from hvtrain.control.warmstart import WarmProcess
 from hvtrain.errors import EnvironmentNotReady
 from hvtrain.launch.joblaunch import JobLaunch, coordinate
 
@@ -41,15 +42,15 @@ def interface() -> str | None:
     return os.environ.get("HOROVOD_GLOO_IFACE") or None
 
 
-async def run(launch: JobLaunch) -> int:
+async def run(launch: JobLaunch, warm: WarmProcess) -> int:
     """Be this process's agent, and the coordinator as well if this is the first; returns the exit code."""
     if rank() != 0:
         address = await _find(launch.job.launch.start_timeout.seconds)
-        return await _serve(launch, address)
+        return await _serve(launch, warm, address)
     agents: list[asyncio.Task] = []
 
     async def start(address: Address, coordinator: Coordinator) -> None:
-        agents.append(asyncio.create_task(_serve(launch, address)))
+        agents.append(asyncio.create_task(_serve(launch, warm, address)))
         await asyncio.to_thread(_put, json.dumps({"host": address.host, "port": address.port, "token": address.token}))
 
     code = await coordinate(launch, start)
@@ -58,12 +59,11 @@ async def run(launch: JobLaunch) -> int:
     return code
 
 
-async def _serve(launch: JobLaunch, address: Address) -> int:
+async def _serve(launch: JobLaunch, warm: WarmProcess, address: Address) -> int:
     here = int(os.environ.get("HOROVOD_LOCAL_SIZE", "1"))
     host = os.environ.get("HOROVOD_HOSTNAME", "localhost")
-    agent = Agent(launch.boot(address, here), name=f"{rank():04d}@{host}", host=host, slots=1,
+    agent = Agent(launch.boot(address, here), warm, name=f"{rank():04d}@{host}", host=host, slots=1,
                   job_digest=launch.digest)
-    agent.start_warm()
     code = await agent.run()
     if code and rank() != 0:
         print(f"hvtrain: {agent.reason}", file=sys.stderr)

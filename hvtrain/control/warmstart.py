@@ -1,0 +1,52 @@
+"""Starting the warm process, before anything else is known: importing a framework takes the longest.
+
+Nothing but the standard library is imported here, so that the warm process runs while its starter still
+imports, reads the job file and connects.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class WarmProcess:
+    """A started warm process and our end of the socket pair to it."""
+
+    process: subprocess.Popen
+    pair: socket.socket
+
+    def load(self, boot: dict[str, Any]) -> None:
+        """Tell it what job it is for."""
+        self.pair.sendall(json.dumps({"op": "load", "boot": boot}).encode() + b"\n")
+
+
+def start(framework: str) -> WarmProcess:
+    """Start a warm process that begins by importing ``framework``."""
+    ours, theirs = socket.socketpair()
+    environment = dict(os.environ)
+    # NumPy's OpenBLAS would start threads at import, and then forking would not be safe any more.
+    environment["OPENBLAS_NUM_THREADS"] = "1"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hvtrain.control.warm", str(theirs.fileno()), str(os.getpid()), framework],
+        pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+    theirs.close()
+    return WarmProcess(process, ours)
+
+
+def guess_framework(config_path: str, overrides: tuple[str, ...]) -> str:
+    """Which framework a job file names, by a look at its text. A wrong guess costs time, nothing else."""
+    text = "\n".join(overrides)
+    try:
+        with open(config_path, encoding="utf-8", errors="replace") as file:
+            text += "\n" + file.read(1 << 16)
+    except OSError:
+        pass
+    return "keras" if re.search(r"^\s*framework\s*[:=]\s*['\"]?keras", text, re.MULTILINE) else "torch"

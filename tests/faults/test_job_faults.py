@@ -1,0 +1,142 @@
+"""Faults in a running job: each must reach its victim, end the job with its own exit code, and leave nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+import pytest
+
+from tests.support.runs import Run, hvtrain
+
+LONG = ("train.epochs=null", "train.steps=100000", "task.args.slow=0.01")
+
+
+@pytest.fixture
+def run(tmp_path):
+    job = Run(tmp_path)
+    (tmp_path / "ledger").mkdir()
+    yield job
+    job.kill_all()
+
+
+def with_fault(run: Run, kind: str, rank: int, step: int) -> tuple[str, ...]:
+    return (*LONG, f"task.args.ledger={run.base / 'ledger'}",
+            f"task.args.fault={{kind: {kind}, rank: {rank}, step: {step}}}")
+
+
+def victim(run: Run) -> int:
+    """The pid that the fault has reached."""
+    return int((run.base / "ledger" / "fault.done").read_text())
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_a_killed_worker_ends_the_job_and_loses_no_committed_step(run, rank):
+    done = run.run(*with_fault(run, "kill", rank, 17), workers=3, code=144)
+    assert victim(run) and f"rank {rank}" in done.stderr and "SIGKILL" in done.stderr
+    assert "go on from the last checkpoint with: hvtrain run" in done.stderr
+    status = run.status()
+    assert (status["state"], status["exit_code"], status["resumable"]) == ("failed", 144, True)
+    # The victim died at the end of step 17: a survivor saved the last step that it had committed itself.
+    assert run.events("checkpoint")[-1]["step"] in (16, 17, 18)
+    assert run.gone()
+
+
+def test_the_first_failing_rank_is_the_one_that_is_reported(run):
+    done = run.run(*with_fault(run, "raise", 1, 9), workers=3, code=1)
+    assert victim(run)
+    assert done.stderr.startswith("hvtrain: rank 1: ValueError: a mistake in the user's code")
+    assert "in on_step_end" in done.stderr and "closed" not in done.stderr
+    assert run.status()["exit_code"] == 1 and run.gone()
+
+
+def test_a_worker_that_exits_by_itself_is_lost(run):
+    done = run.run(*with_fault(run, "exit", 1, 9), workers=2, code=144)
+    assert "exit status 17" in done.stderr and victim(run) and run.gone()
+
+
+def test_a_stopped_worker_is_found_killed_and_reported(run):
+    begin = time.monotonic()
+    done = run.run(*with_fault(run, "stop", 1, 9), "elastic.heartbeat_timeout=2s", workers=3, code=145)
+    assert "rank 1 has given no sign of life" in done.stderr and victim(run)
+    assert time.monotonic() - begin < 60 and run.gone()
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoiled(run):
+    done = run.run(*with_fault(run, "nan", 1, 9), workers=2, code=5)
+    assert "the loss of step 10 is nan" in done.stderr and victim(run)
+    assert "step 9" in done.stderr and run.gone()
+
+
+@pytest.mark.parametrize("number,code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stop_is_made_after_a_checkpoint(run, number, code):
+    run.start(*LONG, workers=2)
+    run.until_step(12)
+    assert run.process is not None
+    run.process.send_signal(number)
+    done = run.wait(15)
+    assert done.returncode == code and "after a checkpoint" in done.stderr
+    saved, status = run.events("checkpoint")[-1]["step"], run.status()
+    assert saved >= 12 and saved % 10 or saved == status["step"]
+    assert (status["state"], status["resumable"]) == ("stopped", True)
+    assert hvtrain("ckpt", "verify", str(run.dir)).returncode == 0
+    assert run.gone()
+
+
+def test_sigterm_to_every_process_at_once_still_saves(run):
+    """Service managers signal the whole group: the workers must not die of it before their checkpoint."""
+    run.start(*LONG, workers=2)
+    run.until_step(12)
+    for pid in run.pids():
+        os.kill(pid, signal.SIGTERM)
+    done = run.wait(15)
+    assert done.returncode == 143 and "after a checkpoint" in done.stderr and run.gone()
+
+
+@pytest.mark.parametrize("name", ["launcher", "hvtrain-agent", "hvtrain-warm"])
+def test_no_orphan_is_left_when_a_process_above_the_workers_is_killed(run, name):
+    run.start(*LONG, workers=2)
+    run.until_step(5)
+    assert run.process is not None
+    pids = {comm: pid for pid, comm in run.pids().items()}
+    assert "hvtrain-w0" in pids and "hvtrain-w1" in pids
+    os.kill(run.process.pid if name == "launcher" else pids[name], signal.SIGKILL)
+    assert run.wait(30).returncode == (-signal.SIGKILL if name == "launcher" else 144)
+    assert run.gone()
+
+
+def test_user_code_that_starts_threads_makes_spawn_the_start_method(run):
+    done = run.run("train.epochs=1", workers=2, TEST_START_THREAD="1")
+    assert "spawn instead of fork" in done.stdout and "started 1 thread" in done.stdout
+    assert run.events("start_method") and run.status()["state"] == "done" and run.gone()
+
+
+def test_a_full_disk_is_said_clearly_and_older_checkpoints_stay(run, tmp_path):
+    import subprocess
+
+    small = tmp_path / "small"
+    small.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", str(small)]).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        done = run.run("train.epochs=50", f"checkpoint.dir={small}", "checkpoint.keep=50", workers=2, code=3)
+        assert str(small) in done.stderr and "full" in done.stderr
+        listed = hvtrain("ckpt", "verify", str(small))
+        assert "step-00000010" in listed.stdout
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.mark.parametrize("overrides,code,text", [
+    (("task.target=nowhere:Task",), 2, "names the module 'nowhere'"),
+    (("task.target=tasks:Blob",), 2, "has no 'Blob'"),
+    (("task.args.colour=red",), 2, "task.args do not fit"),
+    (("framework=keras",), 3, "keras"),
+    (("checkpoint.resume=/nowhere",), 4, "does not exist"),
+    (("launch.interface=nonet0",), 3, "nonet0"),
+    (("optim.groups=[{params: 'backbone.*', freeze: true}]",), 2, "matches no parameter"),
+])
+def test_mistakes_are_explained(run, overrides, code, text):
+    done = run.run(*overrides, workers=2, code=code)
+    assert text in done.stderr and run.gone()

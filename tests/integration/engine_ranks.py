@@ -1,0 +1,106 @@
+"""Drives processes running engine_round.py, and the key-value store they find each other by."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("engine_round.py")
+
+
+class Store:
+    """What Horovod's gloo contexts rendezvous by: PUT and GET of /scope/key on the loopback."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, bytes] = {}
+        values = self.values
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                value = values.get(self.path)
+                self._answer(404 if value is None else 200, value or b"")
+
+            def do_PUT(self) -> None:
+                values.setdefault(self.path, self.rfile.read(int(self.headers["Content-Length"])))
+                self._answer(200)
+
+            def do_DELETE(self) -> None:
+                self._answer(200)
+
+            def _answer(self, status: int, body: bytes = b"") -> None:
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *arguments: object) -> None:
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def env(self, rank: int, size: int, **more: str) -> dict[str, str]:
+        """The variables with which a process joins a round on this store."""
+        return {
+            "HOROVOD_RANK": str(rank), "HOROVOD_SIZE": str(size), "HOROVOD_LOCAL_RANK": str(rank),
+            "HOROVOD_LOCAL_SIZE": str(size), "HOROVOD_CROSS_RANK": "0", "HOROVOD_CROSS_SIZE": "1",
+            "HOROVOD_HOSTNAME": "localhost", "HOROVOD_GLOO_RENDEZVOUS_ADDR": "127.0.0.1",
+            "HOROVOD_GLOO_RENDEZVOUS_PORT": str(self._server.server_port), "HOROVOD_CONTROLLER": "gloo",
+            "HOROVOD_CPU_OPERATIONS": "gloo", "HOROVOD_GLOO_IFACE": "lo", "HOROVOD_GLOO_TIMEOUT_SECONDS": "60",
+            **more}
+
+    def wait_for(self, *keys: str, seconds: float = 30) -> None:
+        end = time.monotonic() + seconds
+        while not all(key in self.values for key in keys):
+            assert time.monotonic() < end, f"{keys} wanted, {sorted(self.values)} there"
+            time.sleep(0.01)
+
+    def close(self) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class Rank:
+    """A process running engine_round.py."""
+
+    def __init__(self, framework: str, **env: str) -> None:
+        quiet = {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+        self.process = subprocess.Popen(
+            [sys.executable, str(SCRIPT), framework], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL, text=True, env={**os.environ, **quiet, **env})
+        self._answers: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        for line in self.process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
+
+    def send(self, do: str, **arguments: object) -> None:
+        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
+        self.process.stdin.flush()
+
+    def answer(self, seconds: float) -> dict:
+        """The next answer. Fails if the process ends or nothing comes in time."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                line = self._answers.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no answer within {seconds} s") from None
+            assert line, f"the process has ended with {self.process.wait(10)}"
+            if line.startswith("{"):  # Horovod logs to standard output too
+                return json.loads(line)
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait(10)
+        self.process.stdin.close()

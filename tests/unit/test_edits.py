@@ -1,0 +1,73 @@
+"""Edits of Horovod's source: each anchor must stand exactly once, and all are made or none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from hvtrain.engine.edit import Edit, apply_edits, edit_names, edits_digest
+from hvtrain.engine.edits import EDITS
+from hvtrain.errors import EngineBuildError
+
+
+def edit(name: str = "e", file: str = "a.cc", anchor: str = "old", replacement: str = "new") -> Edit:
+    return Edit(name=name, file=file, anchor=anchor, replacement=replacement, why="a test")
+
+
+def tree(directory: Path, **files: str) -> Path:
+    for name, text in files.items():
+        (directory / f"{name}.cc").write_text(text, encoding="utf-8")
+    return directory
+
+
+def test_an_edit_is_made_where_its_anchor_stands(tmp_path: Path) -> None:
+    apply_edits(tree(tmp_path, a="1 old 2"), [edit()])
+    assert (tmp_path / "a.cc").read_text() == "1 new 2"
+
+
+@pytest.mark.parametrize("text, count", [("nothing", 0), ("old and old", 2)])
+def test_a_missing_or_ambiguous_anchor_is_refused(tmp_path: Path, text: str, count: int) -> None:
+    with pytest.raises(EngineBuildError) as caught:
+        apply_edits(tree(tmp_path, a=text), [edit(name="my-edit")])
+    for part in ("my-edit", "a.cc", f"{count} times", "old"):
+        assert part in str(caught.value)
+    assert (tmp_path / "a.cc").read_text() == text
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(EngineBuildError, match="gone.cc is missing"):
+        apply_edits(tmp_path, [edit(file="gone.cc")])
+
+
+def test_all_or_none(tmp_path: Path) -> None:
+    tree(tmp_path, a="old", b="no anchor")
+    with pytest.raises(EngineBuildError):
+        apply_edits(tmp_path, [edit(), edit(file="b.cc")])
+    assert (tmp_path / "a.cc").read_text() == "old"
+
+
+def test_edits_of_one_file_build_on_each_other(tmp_path: Path) -> None:
+    apply_edits(tree(tmp_path, a="old"), [edit(), edit(anchor="new", replacement="newer")])
+    assert (tmp_path / "a.cc").read_text() == "newer"
+
+
+def test_applying_twice_is_refused(tmp_path: Path) -> None:
+    apply_edits(tree(tmp_path, a="old"), [edit()])
+    with pytest.raises(EngineBuildError, match="been made already"):
+        apply_edits(tmp_path, [edit()])
+
+
+def test_digest_follows_what_is_compiled() -> None:
+    assert edits_digest([edit()]) == edits_digest([edit(name="renamed")])
+    assert edits_digest([edit()]) != edits_digest([edit(replacement="other")])
+    # Moving text from one part to another is not the same edit.
+    assert edits_digest([edit(anchor="ab", replacement="c")]) != edits_digest([edit(anchor="a", replacement="bc")])
+
+
+def test_ours_are_complete() -> None:
+    assert edit_names(EDITS) == ["init-failure", "init-again", "gloo-interface", "release", "broken-round",
+                                 "late-tensor", "idle-wait", "record"]
+    for each in EDITS:
+        assert each.why and each.anchor.endswith("\n") and each.anchor != each.replacement
+        assert not Path(each.file).is_absolute()

@@ -1,0 +1,84 @@
+"""Messages are typed and small: whatever else comes is refused with a ProtocolError."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+from hypothesis import given, strategies as st
+
+from hvtrain.control import messages as m
+from hvtrain.errors import ProtocolError
+
+SEAT = m.Seat(round=1, rank=0, size=2, local_rank=0, local_size=2, cross_rank=0, cross_size=1, host="h",
+              rendezvous_host="127.0.0.1", rendezvous_port=1, interface="lo")
+INBOUND = [
+    m.AgentHello(agent="a", host="h", slots=2, pid=1, version="0", job_digest="d"), m.Exited(worker="w0", code=0, signal=9),
+    m.LoadFailed(exit_code=1, reason="r"), m.Notice(event="e", text="t"), m.StopAsked(signal=15),
+    m.WorkerHello(worker="w0", pid=1), m.Ready(outline={"steps": 3}), m.Report(kind="train", step=1, values={"loss": 0.5}),
+    m.Finished(step=1, summary={"best": None}), m.Failed(exit_code=1, reason="r", lost_peer=True), m.Beat(step=4),
+]
+OUTBOUND = [m.Start(worker="w0", rank=0), m.Kill(worker="w0"), m.End(exit_code=0), SEAT, m.Stop(signal=2), m.Cut(salvage=True)]
+
+
+@pytest.mark.parametrize("message", INBOUND, ids=lambda x: x.type)
+def test_what_the_coordinator_may_hear_comes_back_equal_and_is_nothing_a_worker_may_hear(message):
+    assert m.decode_inbound(m.encode(message)) == message
+    with pytest.raises(ProtocolError):
+        m.decode_outbound(m.encode(message))
+
+
+@pytest.mark.parametrize("message", OUTBOUND, ids=lambda x: x.type)
+def test_what_agents_and_workers_may_hear(message):
+    assert m.decode_outbound(m.encode(message)) == message
+    with pytest.raises(ProtocolError):
+        m.decode_inbound(m.encode(message))
+
+
+@pytest.mark.parametrize("text", [
+    "", "{", "null", "[]", "3", '"beat"', "{}", '{"type": "nonsense"}', '{"type": "beat"}', '{"type": "beat", "step": "x"}',
+    '{"type": "beat", "step": 1, "extra": 1}', '{"type": ["beat"], "step": 1}', '{"type": "report", "kind": "x", "step": 1}',
+    '{"type": "agent_hello", "agent": "a", "host": "h", "slots": 0, "pid": 1, "version": "0", "job_digest": "d"}',
+    '{"type": "agent_hello", "agent": "%s", "host": "h", "slots": 1, "pid": 1, "version": "0", "job_digest": "d"}' % ("a" * 201),
+    b"\x80\x04\x95", b"\xff\xfe", "[" * 100_000,
+])
+def test_malformed(text):
+    with pytest.raises(ProtocolError):
+        m.decode_inbound(text)
+
+
+@given(st.binary(max_size=200) | st.text(max_size=200))
+def test_garbage_never_raises_anything_else(data):
+    with pytest.raises(ProtocolError):
+        m.decode_inbound(data)
+
+
+def test_oversized_is_refused_on_both_sides_before_it_is_parsed():
+    with pytest.raises(ProtocolError, match="exceeds"):
+        m.encode(m.Notice(event="e", text="x" * m.MAX_BYTES))
+    with pytest.raises(ProtocolError, match="at most"):
+        m.decode_inbound(json.dumps({"type": "notice", "event": "e", "text": "x" * m.MAX_BYTES}))
+
+
+def test_errors_do_not_carry_a_whole_message_into_the_log():
+    with pytest.raises(ProtocolError) as error:
+        m.decode_inbound(json.dumps({"type": "beat", "step": "x" * 100_000}))
+    assert len(str(error.value)) < 5_000
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_json_lacks_arrive_as_they_were(value):
+    came = m.decode_inbound(m.encode(m.Report(kind="eval", step=1, values={"loss": value}))).values["loss"]
+    assert came == value or (math.isnan(came) and math.isnan(value))
+
+
+def test_text_that_utf8_lacks_is_sent_all_the_same():
+    """File names may hold such characters, and so may the message of an exception about them."""
+    came = m.decode_inbound(m.encode(m.Failed(exit_code=1, reason="no file 'caf\udce9'")))
+    assert came.reason == "no file 'caf?'"
+
+
+def test_messages_cannot_be_changed():
+    with pytest.raises(ValueError):
+        INBOUND[0].slots = 3
