@@ -174,7 +174,7 @@ class Loop:
             raise Diverged(f"the loss of step {progress.step + 1} is {reduced.loss}. The weights are still those of "
                            f"step {progress.step}. Lower optim.lr, set train.grad_clip, or look at the data: the step "
                            f"reads epoch {data.position.epoch} from sample {data.position.cursor} on")
-        applied = adapter.apply(self._factor(progress.step))
+        applied = adapter.apply(progress.step, self._factor(progress.step))
         progress.step += 1
         progress.position = data.after
         self._session.at(progress.step)

@@ -41,9 +41,11 @@ class Transformer(nn.Module):
         self.blocks = nn.Sequential(*(Block(width, heads) for _ in range(layers)))
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, alphabet, bias=False)
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:  # what is added to the residual stream starts smaller, as in GPT-2
+            if name.startswith(("embed", "position")):
+                nn.init.normal_(parameter, std=0.02)
+            elif parameter.dim() == 2:  # what is added to the residual stream starts smaller, as in GPT-2
                 last = name.endswith(("out.weight", "mlp.2.weight"))
-                nn.init.normal_(parameter, std=0.02 / math.sqrt(2 * layers) if last else 0.02)
+                nn.init.normal_(parameter, std=width ** -0.5 / (math.sqrt(2 * layers) if last else 1))
 
     def forward(self, characters: torch.Tensor) -> torch.Tensor:
         places = torch.arange(characters.shape[1], device=characters.device)

@@ -8,7 +8,7 @@ state of its last ``apply``, and all ranks differ by one step at most.
 
     gradients(batches) --RoundBroken--> nothing has changed (statistics are put back)
            |
-        apply(factor) --> committed
+        apply(step, factor) --> committed
 """
 
 from __future__ import annotations
@@ -56,8 +56,11 @@ class Adapter(Protocol):
             flags: small numbers to be summed over the ranks along with the gradients.
         """
 
-    def apply(self, factor: float) -> Mapping[str, float]:
-        """Take the optimizer step with every base learning rate times ``factor``; returns ``lr`` and such."""
+    def apply(self, step: int, factor: float) -> Mapping[str, float]:
+        """Take optimizer step number ``step`` (from 0) with every base learning rate times ``factor``.
+
+        Returns ``lr`` and what else was measured on the way.
+        """
 
     def evaluate(self, batches: Any, ema: bool) -> Mapping[str, float]:
         """Means over all samples of all ranks; ``batches`` yields (batch, count) of this rank's share."""

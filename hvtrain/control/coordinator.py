@@ -11,15 +11,18 @@ from typing import Protocol
 from aiohttp import WSMsgType, web
 
 from hvtrain.control import auth, membership, messages
-from hvtrain.control.causes import CERTAIN, ECHO, Cause
+from hvtrain.control.causes import CERTAIN, ECHO, OBSERVED, Cause
 from hvtrain.control.membership import Limits, Phase, State
 from hvtrain.control.rendezvous import Rendezvous
-from hvtrain.errors import ProtocolError
+from hvtrain.errors import ExitCode, ProtocolError
 
 log = logging.getLogger(__name__)
 
 AUTH_SECONDS = 10.0
 """A connection that has not proven itself by then is closed."""
+
+LATE_SECONDS = 0.1
+"""A deadline that is seen so much too late means that this process stood still."""
 
 
 class Observer(Protocol):
@@ -89,20 +92,40 @@ class Coordinator:
 
     # The machine ---------------------------------------------------------------------------------------
     async def _pump(self) -> None:
-        while self._state.phase is not Phase.OVER:
-            due = membership.deadline(self._state)
-            timeout = None if due is None else max(0.0, due - time.monotonic())
-            try:
-                event = await asyncio.wait_for(self._inbox.get(), timeout)
-            except asyncio.TimeoutError:
-                event = membership.Tick()
-            self._state, actions = membership.step(self._state, event, time.monotonic())
-            for action in actions:
+        try:
+            while self._state.phase is not Phase.OVER:
+                due = membership.deadline(self._state)
+                assert due is not None
                 try:
-                    await self._carry_out(action)
-                except OSError as error:
-                    log.error("could not carry out %s: %s", action, error)
-                    self.feed(membership.JobFailed(Cause(3, f"the coordinator failed: {error}", salvage=False)))
+                    event = await asyncio.wait_for(self._inbox.get(), max(0.0, due - time.monotonic()))
+                except asyncio.TimeoutError:
+                    await self._catch_up(due)
+                    event = membership.Tick()
+                await self._take(event)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nobody must wait for this job any longer
+            log.exception("the coordinator failed")
+            if not self._over.done():
+                self._over.set_result(Cause(ExitCode.ENVIRONMENT, f"the coordinator failed: {error!r}", salvage=False))
+
+    async def _catch_up(self, due: float) -> None:
+        """Hear what has come before anyone is judged by the clock.
+
+        After this process itself stood still (Ctrl-Z, a slow disk) the workers' signs of life lie unread.
+        """
+        if time.monotonic() - due > LATE_SECONDS:
+            await asyncio.sleep(LATE_SECONDS)
+        for _ in range(self._inbox.qsize()):
+            await self._take(self._inbox.get_nowait())
+
+    async def _take(self, event: membership.Event) -> None:
+        self._state, actions = membership.step(self._state, event, time.monotonic())
+        for action in actions:
+            try:
+                await self._carry_out(action)
+            except OSError as error:
+                log.error("could not carry out %s: %s", action, error)
+                self.feed(membership.JobFailed(Cause(ExitCode.ENVIRONMENT, f"the coordinator failed: {error}",
+                                                     salvage=False)))
 
     async def _carry_out(self, action: membership.Action) -> None:
         if isinstance(action, membership.StartWorker):
@@ -146,7 +169,7 @@ class Coordinator:
             async for raw in link:
                 if raw.type is not WSMsgType.TEXT:
                     raise ProtocolError(f"a {raw.type.name} frame came where text was expected")
-                self._receive(name, is_agent, messages.decode_inbound(raw.data))
+                self._hear(name, is_agent, messages.decode_inbound(raw.data))
         except (ProtocolError, TypeError, asyncio.TimeoutError) as error:
             log.warning("refused a connection from %s: %s", request.remote, error or "no proof in time")
             if isinstance(error, _WrongJob):
@@ -176,11 +199,25 @@ class Coordinator:
             return hello.worker, False
         raise ProtocolError(f"the first message was {type(hello).__name__}")
 
+    def _hear(self, name: str, is_agent: bool, message: messages.Message) -> None:
+        try:
+            self._receive(name, is_agent, message)
+        except ProtocolError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a full disk under the run directory, say: no fault of the sender
+            log.exception("a message of %s could not be dealt with", name)
+            self.feed(membership.JobFailed(Cause(
+                ExitCode.ENVIRONMENT, f"what {name} reported could not be kept: {error}", weight=OBSERVED)))
+
     def _receive(self, name: str, is_agent: bool, message: messages.Message) -> None:
         allowed = messages.FromAgent if is_agent else messages.FromWorker
         if not isinstance(message, allowed.__args__):
             raise ProtocolError(f"{name} may not send {type(message).__name__}")
         if isinstance(message, messages.Exited):
+            worker = self._state.workers.get(message.worker)
+            if worker is None or worker.agent != name:
+                log.warning("ignored: %s speaks of %r, which is not its worker", name, message.worker)
+                return
             self.feed(membership.WorkerExited(message.worker, message.code, message.signal))
         elif isinstance(message, messages.LoadFailed):
             self.feed(membership.JobFailed(Cause(message.exit_code, message.reason, message.traceback,

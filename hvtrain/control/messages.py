@@ -10,9 +10,11 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from hvtrain.errors import ProtocolError
 
@@ -200,8 +202,7 @@ def encode(message: Message) -> str:
     try:
         text = message.model_dump_json()
     except PydanticSerializationError:  # lone surrogates, from a file name in an exception's message, say
-        text = json.dumps(message.model_dump(), default=str).encode().decode("utf-8")
-        text = _LONE_SURROGATE.sub("?", text)
+        text = json.dumps(message.model_dump(), ensure_ascii=False).encode(errors="replace").decode()
     if len(text.encode()) > MAX_BYTES:
         raise ProtocolError(f"a {type(message).__name__} message of {len(text)} characters exceeds {MAX_BYTES}")
     return text
@@ -223,4 +224,5 @@ def _decode(adapter: TypeAdapter, text: str | bytes) -> Message:
     try:
         return adapter.validate_json(text)
     except ValidationError as error:
-        raise ProtocolError(f"a malformed message came: {error.errors(include_url=False)[:3]}") from None
+        what = str(error.errors(include_url=False, include_input=False, include_context=False)[:3])
+        raise ProtocolError(f"a malformed message came: {what[:500]}") from None

@@ -13,13 +13,31 @@ from engine_ranks import Rank, Store
 
 NAME, ADDRESS = "hvtest0", "10.77.0.1"
 
-for command in (["link", "set", "lo", "up"], ["link", "add", NAME, "type", "dummy"],
-                ["addr", "add", f"{ADDRESS}/24", "dev", NAME], ["link", "set", NAME, "up"]):
-    done = subprocess.run(["ip", *command], capture_output=True, text=True)
-    if done.returncode != 0:
-        print(done.stderr.strip())
-        sys.exit(77)
 
+def ip(*arguments: str) -> str:
+    """Run ip; its complaint, empty if it worked."""
+    return subprocess.run(["ip", *arguments], capture_output=True, text=True).stderr.strip()
+
+
+def make_interface() -> None:
+    complaints = []
+    for kind in ("dummy", "veth", "bridge"):  # whichever this kernel knows
+        complaint = ip("link", "add", NAME, "type", kind)
+        if not complaint:
+            break
+        complaints.append(f"{kind}: {complaint}")
+    else:
+        print("; ".join(complaints))
+        sys.exit(77)
+    for arguments in (["link", "set", "lo", "up"], ["addr", "add", f"{ADDRESS}/24", "dev", NAME],
+                      ["link", "set", NAME, "up"]):
+        complaint = ip(*arguments)
+        if complaint:
+            print(complaint)
+            sys.exit(77)
+
+
+make_interface()
 store, ranks = Store(), [Rank("torch"), Rank("torch")]
 try:
     for rank in ranks:

@@ -94,7 +94,7 @@ class TorchAdapter:
         self._statistics.check_others()
         return Reduced(summed / total, flags_sum, waited)
 
-    def apply(self, factor: float) -> Mapping[str, float]:
+    def apply(self, step: int, factor: float) -> Mapping[str, float]:
         values = {"lr": optimizers.set_rates(self.optimizer, self._base_rates, factor)}
         limit = self._job.train.grad_clip
         if limit is not None:
@@ -104,7 +104,7 @@ class TorchAdapter:
         self.optimizer.step()
         self._gradients.adopt_statistics()
         if self._averages is not None:
-            self._averages.update()
+            self._averages.update(step)
         return values
 
     @torch.no_grad()

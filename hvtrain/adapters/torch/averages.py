@@ -9,9 +9,10 @@ import torch
 
 
 class Averages:
-    """``average = decay * average + (1 - decay) * weight`` after every step, for floating-point entries.
+    """``average = d * average + (1 - d) * weight`` after every step, for the trainable floating-point weights.
 
-    Buffers (running statistics) are taken over as they are: they are averages already.
+    ``d = min(decay, (1 + step) / (10 + step))``: the average forgets the initial weights quickly, however
+    long its memory is later (as TensorFlow's ExponentialMovingAverage with ``num_updates``).
     """
 
     def __init__(self, model: torch.nn.Module, decay: float):
@@ -21,10 +22,11 @@ class Averages:
         self._moving = [name for name, p in self._weights.items() if p.requires_grad and p.is_floating_point()]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take one step towards the weights."""
+    def update(self, step: int) -> None:
+        """Move towards the weights after ``step`` (from 0)."""
+        decay = min(self._decay, (1 + step) / (10 + step))
         torch._foreach_lerp_([self.tensors[name] for name in self._moving],
-                             [self._weights[name].detach() for name in self._moving], 1 - self._decay)
+                             [self._weights[name].detach() for name in self._moving], 1 - decay)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
