@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 REAP_SECONDS = 5.0
 """How long the warm process may take to end once its socket is closed; then it is killed."""
 
+MAX_LINE = 16 << 20
+"""Longest line from the warm process, bytes: the traceback of an import may be long."""
+
 
 class Agent:
     """Runs ``slots`` workers of a job on this host. ``run`` returns the job's exit code."""
@@ -45,7 +48,7 @@ class Agent:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop_asked, number)
         self._warm.load(self._boot.to_json())
-        reader, writer = await asyncio.open_connection(sock=self._warm.pair)
+        reader, writer = await asyncio.open_connection(sock=self._warm.pair, limit=MAX_LINE)
         try:
             await self._link.open(self._hello)
             news = asyncio.create_task(self._hear_warm(reader))

@@ -137,6 +137,8 @@ class Coordinator:
             for name in action.workers:
                 await self._send(name, messages.Stop(signal=action.signal))
         elif isinstance(action, membership.CutRound):
+            if self._rendezvous is not None:
+                self._rendezvous.call_off()
             for name in action.workers:
                 await self._send(name, messages.Cut(salvage=name == action.salvager))
         elif isinstance(action, membership.KillWorker):

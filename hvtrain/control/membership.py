@@ -223,7 +223,8 @@ def _agent_joined(state: State, event: AgentJoined, now: float) -> Outcome:
     state = replace(state, agents=MappingProxyType(agents))
     if state.phase is not Phase.GATHERING or sum(a.slots for a in agents.values()) < state.wanted:
         return state, ()
-    places = [name for name, agent in agents.items() for _ in range(agent.slots)][: state.wanted]
+    # By name, not by who came first: the same job has the same ranks on the same hosts each time.
+    places = [name for name in sorted(agents) for _ in range(agents[name].slots)][: state.wanted]
     workers = {f"w{rank}": Worker(agent=name, rank=rank) for rank, name in enumerate(places)}
     state = replace(state, phase=Phase.STARTING, since=now, workers=MappingProxyType(workers))
     return state, tuple(StartWorker(name, w.agent, w.rank) for name, w in workers.items())

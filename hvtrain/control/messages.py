@@ -13,13 +13,26 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from hvtrain.errors import ProtocolError
 
 MAX_BYTES = 1 << 20
 """Largest message accepted, bytes. A resolved job, a traceback or a line of metrics is far below it."""
+
+
+MAX_WORDS = 30_000
+"""Characters of a text for people: of a longer one the beginning and the end are kept, so that it can be sent."""
+
+
+def _shortened(text: Any) -> Any:
+    if not isinstance(text, str) or len(text) <= MAX_WORDS:
+        return text
+    return f"{text[:MAX_WORDS // 3]}\n[... {len(text) - MAX_WORDS} characters left out ...]\n{text[-MAX_WORDS // 2:]}"
+
+
+Words = Annotated[str, BeforeValidator(_shortened)]
 
 
 class Message(BaseModel):
@@ -59,7 +72,7 @@ class End(Message):
 
     type: Literal["end"] = "end"
     exit_code: int
-    reason: str = ""
+    reason: Words = ""
 
 
 class Exited(Message):
@@ -76,8 +89,8 @@ class LoadFailed(Message):
 
     type: Literal["load_failed"] = "load_failed"
     exit_code: int
-    reason: str
-    traceback: str = ""
+    reason: Words
+    traceback: Words = ""
 
 
 class Notice(Message):
@@ -85,7 +98,7 @@ class Notice(Message):
 
     type: Literal["notice"] = "notice"
     event: str = Field(max_length=100)
-    text: str
+    text: Words
 
 
 class StopAsked(Message):
@@ -170,8 +183,8 @@ class Failed(Message):
 
     type: Literal["failed"] = "failed"
     exit_code: int
-    reason: str
-    traceback: str = ""
+    reason: Words
+    traceback: Words = ""
     step: int = 0
     lost_peer: bool = False
     saved_step: int | None = None

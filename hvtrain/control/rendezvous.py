@@ -20,6 +20,7 @@ class Rendezvous:
     def __init__(self, host: str):
         self.host = host
         self._values: dict[tuple[str, str], bytes] = {}
+        self._called_off = False
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> int:
@@ -34,9 +35,12 @@ class Rendezvous:
         await site.start()
         return self._runner.addresses[0][1]
 
-    def poison(self, scope: str, key: str) -> None:
-        """Put a value that no gloo can parse under a dead member's key: who waits for it raises at once."""
-        self._values[scope, key] = b"x"
+    def call_off(self) -> None:
+        """A member is gone: from now on every missing key has a value that no gloo can parse.
+
+        So whoever waits for a dead member's address raises at once instead of sitting out ``comm.timeout``.
+        """
+        self._called_off = True
 
     async def close(self) -> None:
         if self._runner is not None:
@@ -44,7 +48,7 @@ class Rendezvous:
             self._runner = None
 
     async def _get(self, request: web.Request) -> web.Response:
-        value = self._values.get(_key(request))
+        value = self._values.get(_key(request), b"x" if self._called_off else None)
         return web.Response(status=404) if value is None else web.Response(body=value)
 
     async def _put(self, request: web.Request) -> web.Response:

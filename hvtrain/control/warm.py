@@ -109,6 +109,8 @@ class Warm:
 
     def _fork_worker(self, worker: str, rank: int) -> int:
         parent = os.getpid()
+        sys.stdout.flush()  # what the user's module has printed must not be printed by every child again
+        sys.stderr.flush()
         pid = os.fork()
         if pid:
             return pid

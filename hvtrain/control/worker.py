@@ -16,8 +16,9 @@ from hvtrain import failure, target
 from hvtrain.control import messages, process
 from hvtrain.control.boot import Boot
 from hvtrain.control.client import ThreadedLink
+from hvtrain.engine import sockets
 from hvtrain.engine import world as worlds
-from hvtrain.errors import ExitCode, RoundBroken
+from hvtrain.errors import ExitCode, RoundBroken, Stalled
 from hvtrain.loop import Loop
 from hvtrain.session import QuietSession
 
@@ -64,6 +65,8 @@ class RemoteSession(QuietSession):
         self._step = 0
         self._world: worlds.World | None = None
         self._lock = threading.Lock()
+        self._before_forming: set[int] | None = None
+        self._forming = threading.Event()  # set when init() has returned or raised
         self._cut = False
         self._over = False
         self.rank = 0
@@ -91,7 +94,10 @@ class RemoteSession(QuietSession):
     # Session -------------------------------------------------------------------------------------------
     def enter(self, outline: Mapping[str, Any]) -> worlds.World:
         self._link.post(messages.Ready(outline=dict(outline)))
-        seat = self._seats.get(timeout=self._boot.job.launch.start_timeout.seconds * 2)
+        try:
+            seat = self._seats.get(timeout=self._boot.job.launch.start_timeout.seconds * 2)
+        except queue.Empty:
+            raise Stalled("the coordinator gave no seat in a round within twice launch.start_timeout") from None
         if seat is None:
             raise RoundBroken("the round was called off before it was formed")
         comm = self._boot.job.comm
@@ -101,7 +107,11 @@ class RemoteSession(QuietSession):
             rendezvous_host=seat.rendezvous_host, rendezvous_port=seat.rendezvous_port,
             interface=seat.interface, timeout=comm.timeout.seconds, cycle_ms=comm.cycle_ms)
         self.rank = seat.rank
-        world = worlds.form(place, self._boot.job.framework)
+        self._before_forming = sockets.stream_sockets()
+        try:
+            world = worlds.form(place, self._boot.job.framework)
+        finally:
+            self._forming.set()
         with self._lock:
             self._world = world
             if self._cut:
@@ -140,6 +150,14 @@ class RemoteSession(QuietSession):
                 self._cut = True
                 if self._world is not None:
                     log.warning("the round is broken; %d sockets were cut", self._world.cut())
+                elif self._before_forming is not None:
+                    threading.Thread(target=self._cut_while_forming, daemon=True).start()
+
+    def _cut_while_forming(self) -> None:
+        """Cut whatever socket Horovod's init() opens until it gives up; it has handed none over yet."""
+        assert self._before_forming is not None
+        while not self._forming.wait(0.02):
+            sockets.shut(sockets.stream_sockets() - self._before_forming)
 
     def _on_lost(self) -> None:
         if not self._over:

@@ -84,7 +84,11 @@ def build_environment(recipe: Recipe, shim: Path, jobs: int) -> dict[str, str]:
     env = {key: value for key, value in os.environ.items() if not key.startswith("HOROVOD_WITH")}
     env.update(recipe.variables)
     env["CXX"] = str(shim)
-    env.setdefault("MAKEFLAGS", f"-j{jobs}")
+    # Below `make`, the variables of the outer make are in the environment; and without MAKEFLAGS, or with an
+    # empty one, Horovod's setup.py takes 8 jobs whatever the machine has.
+    for name in ("MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
+        env.pop(name, None)
+    env["MAKEFLAGS"] = f"-j{jobs}"
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", os.defpath)])
     return env
 

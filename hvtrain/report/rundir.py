@@ -49,7 +49,7 @@ class RunDirectory:
             self._acquire()
             moved = None
             if fresh and self.config.exists():
-                moved = self.path.with_name(f"{self.path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}")
+                moved = self._aside()
                 self.release()
                 self.path.rename(moved)
                 self._acquire()
@@ -58,6 +58,11 @@ class RunDirectory:
         except OSError as error:
             raise EnvironmentNotReady(f"the run directory {self.path} cannot be used: {error.strerror}. Choose another "
                                       "with run.dir=PATH.") from None
+
+    def _aside(self) -> Path:
+        name = f"{self.path.name}.before-{time.strftime('%Y%m%d-%H%M%S')}"
+        names = (self.path.with_name(name + more) for more in ("", *(f"-{number}" for number in range(2, 1000))))
+        return next(path for path in names if not path.exists())
 
     def _acquire(self) -> None:
         self.path.mkdir(parents=True, exist_ok=True)

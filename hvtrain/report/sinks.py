@@ -31,7 +31,8 @@ class JsonLines:
         self._file.write(json.dumps({key: _plain(value) for key, value in record.items()}) + "\n")
 
     def write(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        self.append({"step": step, "kind": kind, **values})
+        place = {"step": step, "kind": kind}
+        self.append({**place, **values, **place})  # a metric that is called "step" must not take its place
 
     def close(self) -> None:
         if self._file is not None:

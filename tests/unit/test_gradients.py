@@ -123,10 +123,10 @@ class Tied(nn.Module):
 class Mixed(nn.Module):
     def __init__(self):
         super().__init__()
-        self.low, self.high, self.double = nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4), nn.Linear(4, 2).double()
+        self.low, self.high, self.wide = nn.Linear(4, 4).bfloat16(), nn.Linear(4, 4), nn.Linear(4, 2).double()
 
     def forward(self, x):
-        return self.double(self.high(self.low(x.bfloat16()).float()).double())
+        return self.wide(self.high(self.low(x.bfloat16()).float()).double())
 
 
 def frozen():
@@ -385,6 +385,14 @@ def test_a_buffer_that_forward_changes_without_being_averaged_is_refused():
     reducer.step([DATA], 6)
     with pytest.raises(UserCodeError, match="'seen'.*averaged_buffers"):
         reducer.statistics.check_others()
+
+
+def test_a_counter_that_cannot_be_averaged_is_refused_with_another_remedy():
+    model = Counting()
+    statistics = Statistics(model, ["ids"])
+    model.ids += 1
+    with pytest.raises(UserCodeError, match="'ids'.*floating-point"):
+        statistics.check_others()
 
 
 def test_further_buffers_are_averaged_and_constants_stay_what_they_are():

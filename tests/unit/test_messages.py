@@ -56,7 +56,7 @@ def test_garbage_never_raises_anything_else(data):
 
 def test_oversized_is_refused_on_both_sides_before_it_is_parsed():
     with pytest.raises(ProtocolError, match="exceeds"):
-        m.encode(m.Notice(event="e", text="x" * m.MAX_BYTES))
+        m.encode(m.Report(kind="event", step=1, values={"text": "x" * m.MAX_BYTES}))
     with pytest.raises(ProtocolError, match="at most"):
         m.decode_inbound(json.dumps({"type": "notice", "event": "e", "text": "x" * m.MAX_BYTES}))
 
@@ -82,3 +82,12 @@ def test_text_that_utf8_lacks_is_sent_all_the_same():
 def test_messages_cannot_be_changed():
     with pytest.raises(ValueError):
         INBOUND[0].slots = 3
+
+
+@pytest.mark.parametrize("character", ["x", "\0", "\U0001f600"])
+def test_an_exception_however_long_can_be_reported(character):
+    """One that prints a whole array, say: its beginning and its end are what counts."""
+    text = "ValueError: " + character * 2_000_000 + " at the end"
+    came = m.decode_inbound(m.encode(m.Failed(exit_code=1, reason=text, traceback=text)))
+    assert came.reason == came.traceback and len(came.reason) < m.MAX_WORDS
+    assert came.reason.startswith("ValueError") and came.reason.endswith("at the end") and "left out" in came.reason

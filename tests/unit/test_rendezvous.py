@@ -57,14 +57,6 @@ def test_a_deleted_value_stays_for_those_who_still_look():
     talk(scenario)
 
 
-def test_a_poisoned_key_is_found_at_once():
-    async def scenario(http, store):
-        store.poison("global", "3")
-        assert await get(http, "/global/3") == (200, b"x")
-
-    talk(scenario)
-
-
 def test_limits(monkeypatch):
     monkeypatch.setattr(rendezvous, "MAX_KEYS", 2)
 

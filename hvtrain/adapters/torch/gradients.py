@@ -19,6 +19,7 @@ import torch
 from hvtrain.adapters.torch.statistics import Statistics
 from hvtrain.comm import buckets as layout
 from hvtrain.engine.world import World
+from hvtrain.errors import UserCodeError
 
 FLAGS = 4
 """Room for flags in the tail."""
@@ -55,6 +56,7 @@ class FlatGradients:
             self._flats.append(self._tail)
         self._missing = [0] * len(self._plan)
         self._handles: list[int | None] = [None] * len(self._flats)
+        self._arrived: set[int] = set()  # parameters whose gradient this step's last backward has made
         self._reducing = False
         self._world: World | None = None
         self._hooks = [p.register_post_accumulate_grad_hook(self._hook(i)) for i, p in enumerate(self._parameters)]
@@ -90,6 +92,7 @@ class FlatGradients:
         self._tail[:len(head)] = head.to(self._tail.device)
         self._statistics.write(self._tail[1 + FLAGS:], weight)
         self._missing = [len(bucket.slots) for bucket in self._plan]
+        self._arrived.clear()
         self._handles = [None] * len(self._flats)
         self._reducing = True
 
@@ -134,10 +137,20 @@ class FlatGradients:
         number, view = self._bucket_of[index], self._views[index]
 
         def on_gradient(parameter: torch.nn.Parameter) -> None:
+            if parameter.grad.layout is not torch.strided:
+                raise UserCodeError(f"a parameter of shape {tuple(parameter.shape)} has a sparse gradient, which hvtrain "
+                                    "cannot reduce; build its layer with sparse=False")
             if parameter.grad is not view:  # the first micro-batch: autograd has handed over a fresh tensor
-                view.copy_(parameter.grad)
+                gradient = parameter.grad
+                view.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
                 parameter.grad = view
             if self._reducing:
+                if index in self._arrived:  # its bucket may be on its way already
+                    raise UserCodeError(
+                        f"the gradient of a parameter of shape {tuple(parameter.shape)} arrived twice in one backward "
+                        "pass, as it does when a layer is used in several re-entrant activation checkpoints; call "
+                        "torch.utils.checkpoint.checkpoint with use_reentrant=False")
+                self._arrived.add(index)
                 self._missing[number] -= 1
                 if self._missing[number] == 0:
                     self._start(number)

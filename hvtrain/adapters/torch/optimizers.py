@@ -86,7 +86,8 @@ def _configured(groups: list[dict[str, Any]], config: OptimConfig) -> torch.opti
     if config.momentum is not None:
         arguments["momentum"] = config.momentum
     accepted = inspect.signature(cls).parameters
-    if "fused" in accepted and "foreach" not in arguments:
+    floating = all(p.is_floating_point() for group in groups for p in group["params"])
+    if "fused" in accepted and "foreach" not in arguments and floating:  # it does not know complex numbers
         arguments.setdefault("fused", True)
     unknown = set(arguments) - set(accepted)
     if unknown:

@@ -101,6 +101,12 @@ def restore_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, 
         elif name not in known:
             raise CheckpointDamaged(f"the checkpoint has optimizer state for {name!r}, which the model does not have")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, entries in state.items():
+        held = optimizer.state[parameters[number]]
+        for key, value in entries.items():  # load_state_dict has cast them to their parameter's type
+            if isinstance(value, torch.Tensor) and held[key].dtype != value.dtype:
+                held[key] = value.to(held[key].device)
 
 
 def _check_names(own: Mapping[str, Any], blobs: Mapping[str, Blob], what: str) -> None:

@@ -30,9 +30,11 @@ class Statistics:
         self._counters: list[torch.Tensor] = []
         self._others: list[tuple[str, torch.Tensor, int]] = []
         for name, buffer in model.named_buffers():
-            if name in normal or any(fnmatchcase(name, pattern) for pattern in patterns):
-                (self._floats if buffer.is_floating_point() else self._counters).append(buffer)
-            else:
+            if buffer.is_floating_point() and (name in normal or any(fnmatchcase(name, p) for p in patterns)):
+                self._floats.append(buffer)
+            elif name in normal:
+                self._counters.append(buffer)
+            else:  # whole numbers that a pattern happens to match (position ids, say) cannot be averaged
                 self._others.append((name, buffer, buffer._version))
         self.elements = sum(buffer.numel() for buffer in self._floats)
         self.device = self._floats[0].device if self._floats else None
@@ -73,8 +75,10 @@ class Statistics:
 
     def check_others(self) -> None:
         """Raise UserCodeError if forward changed a buffer that is not averaged: ranks would drift apart."""
-        changed = [name for name, buffer, version in self._others if buffer._version != version]
-        if changed:
-            raise UserCodeError(f"the forward pass changed the buffer {changed[0]!r}, which only normalisation "
-                                "layers' buffers may without further notice, because the ranks' copies would "
-                                f"drift apart. Have it averaged: averaged_buffers = [{changed[0]!r}] in your Task")
+        for name, buffer, version in self._others:
+            if buffer._version != version:
+                remedy = (f"Have it averaged: averaged_buffers = [{name!r}] in your Task" if buffer.is_floating_point()
+                          else f"It holds {buffer.dtype}, which cannot be averaged: make it a floating-point tensor")
+                raise UserCodeError(f"the forward pass changed the buffer {name!r}, which only normalisation layers' "
+                                    "buffers may without further notice, because the ranks' copies would drift "
+                                    f"apart. {remedy}")
