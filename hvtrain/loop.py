@@ -171,9 +171,7 @@ class Loop:
         flags = [float(self._session.stop_signal() > 0), float(overdue), float(self._callback_stop)]
         reduced = adapter.gradients(data.batches, data.counts, data.total, flags)
         if not math.isfinite(reduced.loss):
-            raise Diverged(f"the loss of step {progress.step + 1} is {reduced.loss}. The weights are still those of "
-                           f"step {progress.step}. Lower optim.lr, set train.grad_clip, or look at the data: the step "
-                           f"reads epoch {data.position.epoch} from sample {data.position.cursor} on")
+            raise Diverged(self._diverged(reduced.loss, data))
         applied = adapter.apply(progress.step, self._factor(progress.step))
         progress.step += 1
         progress.position = data.after
@@ -188,6 +186,13 @@ class Loop:
         improved, early = self._evaluate(epoch_end, last or bool(reduced.flags[CALLBACK]))
         save = improved or self._saver.due(progress, epoch_end=epoch_end) or reduced.flags[SAVE] > 0
         return reduced.flags[STOP] > 0, save, early or reduced.flags[CALLBACK] > 0
+
+    def _diverged(self, loss: float, data: StepData) -> str:
+        step = self._progress.step
+        weights = (f"The weights are still those of step {step}" if self._adapter.finite()
+                   else f"The weights after step {step} are not finite either")
+        return (f"the loss of step {step + 1} is {loss}. {weights}. Lower optim.lr, set train.grad_clip, or look at the "
+                f"data: the step reads epoch {data.position.epoch} from sample {data.position.cursor} on")
 
     def _log(self, measured: Mapping[str, float], data: StepData) -> None:
         if self._world.rank == 0 and self._progress.step % self._job.log.every == 0:

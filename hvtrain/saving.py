@@ -16,7 +16,7 @@ from hvtrain.checkpoint.snapshot import Snapshot
 from hvtrain.checkpoint.store import Store
 from hvtrain.checkpoint.writer import Written
 from hvtrain.config import Job
-from hvtrain.errors import CheckpointDamaged, CheckpointMissing
+from hvtrain.errors import CheckpointDamaged, CheckpointMissing, Diverged
 from hvtrain.progress import Progress
 from hvtrain.session import Session
 
@@ -67,6 +67,9 @@ class Saver:
         self._last_time = time.monotonic()
         if self._writer is None:
             self._writer = BackgroundWriter(self._store, self._retention(), self._written)
+        if progress.step != self._saved_step and not self._adapter.finite():
+            raise Diverged(f"the weights after step {progress.step} are not finite, so no checkpoint of them is written; "
+                           "the older ones are intact. Lower optim.lr or set train.grad_clip")
         if progress.step != self._saved_step:
             self._saved_step = progress.step
             self._writer.submit(self._snapshot(progress, world_size), timeout=self._job.launch.stop_timeout.seconds)

@@ -66,6 +66,9 @@ def _import(name: str, directory: Path) -> Any:
         path = (directory / name).resolve()
         if not path.is_file():
             raise UsageError(f"task.target names the file {name!r}, but {path} does not exist")
+        known = sys.modules.get(path.stem)
+        if known is not None and getattr(known, "__file__", None) == str(path):
+            return known  # the warm process has run it; a forked worker must not run it again
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

@@ -65,6 +65,9 @@ class Adapter(Protocol):
     def evaluate(self, batches: Any, ema: bool) -> Mapping[str, float]:
         """Means over all samples of all ranks; ``batches`` yields (batch, count) of this rank's share."""
 
+    def finite(self) -> bool:
+        """Whether all trainable weights are finite numbers."""
+
     def parameter_count(self) -> int:
         """Number of trainable scalars."""
 

@@ -86,7 +86,8 @@ class Agent:
                 return
             if isinstance(order, messages.Start):
                 self._workers.add(order.worker)
-                self._order(writer, op="start", worker=order.worker, rank=order.rank)
+                self._order(writer, op="start", worker=order.worker, rank=order.rank,
+                            local_rank=order.local_rank)
             elif isinstance(order, messages.Kill):
                 self._order(writer, op="kill", worker=order.worker)
 

@@ -129,7 +129,8 @@ class Coordinator:
 
     async def _carry_out(self, action: membership.Action) -> None:
         if isinstance(action, membership.StartWorker):
-            await self._send(action.agent, messages.Start(worker=action.worker, rank=action.rank))
+            await self._send(action.agent, messages.Start(worker=action.worker, rank=action.rank,
+                                                           local_rank=action.local_rank))
         elif isinstance(action, membership.FormRound):
             await self._form(action)
         elif isinstance(action, membership.TellStop):

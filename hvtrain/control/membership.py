@@ -13,181 +13,17 @@ when :func:`deadline` is reached. In this version a lost worker ends the job; it
 from __future__ import annotations
 
 import signal
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 from types import MappingProxyType
-from typing import Mapping, Union
 
 from hvtrain.control import causes
 from hvtrain.control.causes import Cause
+from hvtrain.control.events import (
+    Action, AgentJoined, AgentLost, CutRound, EndJob, Event, FormRound, JobFailed, KillWorker,
+    StartWorker, StopRequested, TellStop, Tick, WorkerBeat, WorkerEnded, WorkerExited, WorkerReady,
+)
+from hvtrain.control.roster import Agent, Limits, Phase, State, Worker
 
-
-class Phase(Enum):
-    GATHERING = "gathering"  # waiting for agents with enough slots
-    STARTING = "starting"  # workers are being forked and build their models
-    RUNNING = "running"  # a round is active
-    ENDING = "ending"  # a cause is known; workers finish what they must
-    OVER = "over"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """The waits of this machine, seconds; each is a key of the job file."""
-
-    start: float  # launch.start_timeout
-    stop: float  # launch.stop_timeout
-    heartbeat: float  # elastic.heartbeat_timeout
-    verdict: float = 2.0  # how long a lost peer's own account of its end is awaited
-
-
-@dataclass(frozen=True)
-class Worker:
-    agent: str
-    rank: int
-    ready: bool = False
-    seated: bool = False
-    told: bool = False  # has said how its loop ended
-    done: bool = False  # has told, or will never tell
-    gone: bool = False  # its process has been reaped
-    ended_well: bool = False
-    last_beat: float = 0.0
-    step: int = 0
-
-
-@dataclass(frozen=True)
-class Agent:
-    host: str
-    slots: int
-
-
-@dataclass(frozen=True)
-class State:
-    wanted: int
-    limits: Limits
-    phase: Phase = Phase.GATHERING
-    since: float = 0.0
-    agents: Mapping[str, Agent] = field(default_factory=dict)
-    workers: Mapping[str, Worker] = field(default_factory=dict)
-    round: int = 0
-    cause: Cause | None = None
-    stop_signal: int = 0
-    insisted: bool = False  # whether a person at the launcher has asked already
-    cut: bool = False
-    killed: bool = False
-
-
-# Events -----------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class AgentJoined:
-    agent: str
-    host: str
-    slots: int
-
-
-@dataclass(frozen=True)
-class AgentLost:
-    agent: str
-
-
-@dataclass(frozen=True)
-class WorkerReady:
-    worker: str
-
-
-@dataclass(frozen=True)
-class WorkerBeat:
-    worker: str
-    step: int
-
-
-@dataclass(frozen=True)
-class WorkerEnded:
-    """A worker has said how its loop ended; ``cause`` is None if it ended as it should.
-
-    ``stopped``: it ended because a stop was asked for, perhaps of this worker alone.
-    """
-
-    worker: str
-    cause: Cause | None
-    stopped: bool = False
-
-
-@dataclass(frozen=True)
-class WorkerExited:
-    worker: str
-    code: int
-    signal: int
-
-
-@dataclass(frozen=True)
-class JobFailed:
-    """Something outside the workers makes the job impossible (import error, foreign agent, disk)."""
-
-    cause: Cause
-
-
-@dataclass(frozen=True)
-class StopRequested:
-    """``insist``: by a person at the launcher, whose second request does not wait for a checkpoint.
-
-    A service manager signals all processes of a job at once; their agents' requests are one and the same.
-    """
-
-    signal: int
-    insist: bool = False
-
-
-@dataclass(frozen=True)
-class Tick:
-    pass
-
-
-Event = Union[AgentJoined, AgentLost, WorkerReady, WorkerBeat, WorkerEnded, WorkerExited, JobFailed,
-              StopRequested, Tick]
-
-
-# Actions ----------------------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class StartWorker:
-    worker: str
-    agent: str
-    rank: int
-
-
-@dataclass(frozen=True)
-class FormRound:
-    """``members`` in rank order, each with its host."""
-
-    round: int
-    members: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True)
-class TellStop:
-    workers: tuple[str, ...]
-    signal: int
-
-
-@dataclass(frozen=True)
-class CutRound:
-    """Tell these workers that their round is broken; ``salvager`` is to save the last committed step."""
-
-    workers: tuple[str, ...]
-    salvager: str | None
-
-
-@dataclass(frozen=True)
-class KillWorker:
-    worker: str
-    agent: str
-
-
-@dataclass(frozen=True)
-class EndJob:
-    cause: Cause
-
-
-Action = Union[StartWorker, FormRound, TellStop, CutRound, KillWorker, EndJob]
 Outcome = tuple[State, tuple[Action, ...]]
 
 
@@ -211,7 +47,7 @@ def deadline(state: State) -> float | None:
         return min(due)
     if state.phase is Phase.ENDING:
         waits = [state.since + (2 * limits.stop if state.killed else limits.stop)]
-        if not state.cut:
+        if not state.cut or (not state.hushed and _unborn(state)):
             waits.append(state.since + limits.verdict)
         return min(waits)
     return None
@@ -227,18 +63,20 @@ def _agent_joined(state: State, event: AgentJoined, now: float) -> Outcome:
     places = [name for name in sorted(agents) for _ in range(agents[name].slots)][: state.wanted]
     workers = {f"w{rank}": Worker(agent=name, rank=rank) for rank, name in enumerate(places)}
     state = replace(state, phase=Phase.STARTING, since=now, workers=MappingProxyType(workers))
-    return state, tuple(StartWorker(name, w.agent, w.rank) for name, w in workers.items())
+    hosts = [agents[name].host for name in places]
+    return state, tuple(StartWorker(name, w.agent, w.rank, hosts[:w.rank].count(hosts[w.rank]))
+                        for name, w in workers.items())
 
 
 def _agent_lost(state: State, event: AgentLost, now: float) -> Outcome:
     agent = state.agents.get(event.agent)
     if agent is None:
         return state, ()
-    for name, worker in state.workers.items():
-        if worker.agent == event.agent:
-            state = _with(state, name, gone=True, done=True)
-    if not any(worker.agent == event.agent for worker in state.workers.values()) and state.workers:
-        return state, ()  # it had no part in the job
+    theirs = {name: worker for name, worker in state.workers.items() if worker.agent == event.agent}
+    for name in theirs:
+        state = _with(state, name, gone=True, done=True)
+    if state.workers and all(worker.ended_well for worker in theirs.values()):
+        return state, ()  # it had no part in the job, or had finished it
     return _begin_end(state, causes.lost_agent(event.agent, agent.host), now), ()
 
 
@@ -365,6 +203,11 @@ def _settle(state: State, actions: tuple[Action, ...], now: float) -> Outcome:
         deaf = [name for name in alive
                 if not state.workers[name].seated or state.workers[name].rank in state.cause.silent]
         actions += tuple(KillWorker(name, state.workers[name].agent) for name in deaf)
+    if state.cut and not state.hushed and now >= state.since + state.limits.verdict:
+        # A member that died while the round was forming may leave another one inside init(), waiting to be
+        # connected to; no socket is there yet that could be cut. It has trained nothing that could be lost.
+        state = replace(state, hushed=True)
+        actions += tuple(KillWorker(name, state.workers[name].agent) for name in _unborn(state))
     if not state.killed and now >= state.since + state.limits.stop:
         state = replace(state, killed=True)
         actions += tuple(KillWorker(name, state.workers[name].agent) for name in alive)
@@ -376,6 +219,11 @@ def _settle(state: State, actions: tuple[Action, ...], now: float) -> Outcome:
 def _over(state: State, actions: tuple[Action, ...]) -> Outcome:
     assert state.cause is not None
     return replace(state, phase=Phase.OVER), (*actions, EndJob(state.cause))
+
+
+def _unborn(state: State) -> tuple[str, ...]:
+    """Workers that are alive, silent about their end, and have not completed a single step."""
+    return tuple(name for name in _active(state) if state.workers[name].step == 0)
 
 
 def _active(state: State) -> tuple[str, ...]:

@@ -53,11 +53,15 @@ class AgentHello(Message):
 
 
 class Start(Message):
-    """To an agent: fork (or spawn) this worker; ``rank`` is provisional and names its log."""
+    """To an agent: fork (or spawn) this worker.
+
+    ``rank`` is provisional and names its log; ``local_rank`` chooses its device.
+    """
 
     type: Literal["start"] = "start"
     worker: str
     rank: int
+    local_rank: int = 0
 
 
 class Kill(Message):

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from aiohttp import web
 
-MAX_VALUE_BYTES = 1 << 16
-MAX_KEYS = 1 << 18
+MAX_VALUE_BYTES = 1 << 14
+MAX_BYTES = 1 << 26
+"""All values together: 1,000 ranks need about 1 MB for each of Horovod's contexts."""
 
 
 class Rendezvous:
@@ -21,6 +22,7 @@ class Rendezvous:
         self.host = host
         self._values: dict[tuple[str, str], bytes] = {}
         self._called_off = False
+        self._bytes = 0
         self._runner: web.AppRunner | None = None
 
     async def start(self) -> int:
@@ -52,9 +54,11 @@ class Rendezvous:
         return web.Response(status=404) if value is None else web.Response(body=value)
 
     async def _put(self, request: web.Request) -> web.Response:
-        if len(self._values) >= MAX_KEYS:
+        value = await request.read()
+        self._bytes += len(value) + 64
+        if self._bytes > MAX_BYTES:
             return web.Response(status=413)
-        self._values[_key(request)] = await request.read()
+        self._values[_key(request)] = value
         return web.Response()
 
     async def _delete(self, request: web.Request) -> web.Response:

@@ -8,7 +8,7 @@ It is single-threaded, has no event loop and no socket but the pair to its agent
 any time. It is the workers' parent: it reaps them and reports how they ended. When importing the user's module
 has started threads or touched CUDA, forking would not be safe; then it starts fresh interpreters ("spawn").
 
-Commands: ``{"op": "load", "boot": {...}}``, ``{"op": "start", "worker": W, "rank": R}``,
+Commands: ``{"op": "load", "boot": {...}}``, ``{"op": "start", "worker": W, "rank": R, "local_rank": L}``,
 ``{"op": "kill", "worker": W}``. Answers: ``loaded``, ``load_failed``, ``exited``.
 """
 
@@ -77,7 +77,7 @@ class Warm:
         if command["op"] == "load":
             self._load(Boot.from_json(command["boot"]))
         elif command["op"] == "start":
-            self._start(command["worker"], command["rank"])
+            self._start(command["worker"], command["rank"], command["local_rank"])
         elif command["op"] == "kill":
             for pid, worker in self._workers.items():
                 if worker == command["worker"]:
@@ -89,7 +89,7 @@ class Warm:
         self._boot = boot
         try:
             why_not_fork = preload.load(boot)
-        except Exception as error:  # noqa: BLE001 - whatever user code raises at import is reported
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever user code raises at import is reported
             from hvtrain import failure
 
             account = failure.account(error)
@@ -102,12 +102,12 @@ class Warm:
             notice = f"workers are started with spawn instead of fork, because {why_not_fork}"
         self._say(op="loaded", notice=notice)
 
-    def _start(self, worker: str, rank: int) -> None:
+    def _start(self, worker: str, rank: int, local_rank: int) -> None:
         assert self._boot is not None
-        pid = self._spawn_worker(worker, rank) if self._spawn else self._fork_worker(worker, rank)
+        pid = (self._spawn_worker if self._spawn else self._fork_worker)(worker, rank, local_rank)
         self._workers[pid] = worker
 
-    def _fork_worker(self, worker: str, rank: int) -> int:
+    def _fork_worker(self, worker: str, rank: int, local_rank: int) -> int:
         parent = os.getpid()
         sys.stdout.flush()  # what the user's module has printed must not be printed by every child again
         sys.stderr.flush()
@@ -124,7 +124,7 @@ class Warm:
             os.close(self._wake_write)
             from hvtrain.control.worker import main
 
-            code = main(self._boot, worker, rank)
+            code = main(self._boot, worker, rank, local_rank)
         except BaseException:  # noqa: BLE001 - a forked child must never return into the parent's code
             traceback.print_exc()
         finally:
@@ -132,11 +132,12 @@ class Warm:
             sys.stderr.flush()
             os._exit(code)
 
-    def _spawn_worker(self, worker: str, rank: int) -> int:
+    def _spawn_worker(self, worker: str, rank: int, local_rank: int) -> int:
         child = subprocess.Popen([sys.executable, "-m", "hvtrain.control.spawned", str(os.getpid())],
                                  stdin=subprocess.PIPE)
         assert child.stdin is not None and self._boot is not None
-        child.stdin.write(json.dumps({"boot": self._boot.to_json(), "worker": worker, "rank": rank}).encode())
+        child.stdin.write(json.dumps({"boot": self._boot.to_json(), "worker": worker, "rank": rank,
+                                      "local_rank": local_rank}).encode())
         child.stdin.close()
         child.returncode = 0  # reaped below by pid; keeps Popen from waiting for it a second time
         return child.pid

@@ -25,7 +25,7 @@ from hvtrain.session import QuietSession
 log = logging.getLogger(__name__)
 
 
-def main(boot: Boot, worker: str, rank: int) -> int:
+def main(boot: Boot, worker: str, rank: int, local_rank: int) -> int:
     """Be worker ``worker`` until its loop ends; returns the process's exit code. Its output goes to its log."""
     process.set_name(f"hvtrain-{worker}")
     _redirect_output(Path(boot.run_dir) / "logs" / f"rank-{rank}.log")
@@ -36,7 +36,7 @@ def main(boot: Boot, worker: str, rank: int) -> int:
     try:
         session.open()
         task = target.build(boot.job.task.target, boot.module_dir, boot.job.task.args)
-        loop = Loop(boot.job, task, session, threads=boot.threads, local_rank=rank)
+        loop = Loop(boot.job, task, session, threads=boot.threads, local_rank=local_rank)
         outcome = loop.run()
         session.finish(messages.Finished(step=outcome.step, stopped=outcome.stopped,
                                          summary=outcome.summary if session.rank == 0 else {}))

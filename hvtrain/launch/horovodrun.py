@@ -13,9 +13,12 @@ import sys
 import urllib.error
 import urllib.request
 
+from hvtrain import failure
 from hvtrain.control.agent import Agent
+from hvtrain.control.causes import Cause
 from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
+from hvtrain.control.events import JobFailed
 from hvtrain.control.warmstart import WarmProcess
 from hvtrain.errors import EnvironmentNotReady
 from hvtrain.launch.joblaunch import JobLaunch, coordinate
@@ -51,12 +54,19 @@ async def run(launch: JobLaunch, warm: WarmProcess) -> int:
 
     async def start(address: Address, coordinator: Coordinator) -> None:
         agents.append(asyncio.create_task(_serve(launch, warm, address)))
+        agents[0].add_done_callback(lambda task: _report(task, coordinator))
         await asyncio.to_thread(_put, json.dumps({"host": address.host, "port": address.port, "token": address.token}))
 
     code = await coordinate(launch, start)
-    for agent in agents:
-        await agent
+    await asyncio.gather(*agents, return_exceptions=True)
     return code
+
+
+def _report(agent: asyncio.Task, coordinator: Coordinator) -> None:
+    """This process's own agent has ended; if by an exception, the job must not wait for it."""
+    if not agent.cancelled() and agent.exception() is not None:
+        account = failure.account(agent.exception())
+        coordinator.feed(JobFailed(Cause(account.exit_code, account.reason, account.traceback, salvage=False)))
 
 
 async def _serve(launch: JobLaunch, warm: WarmProcess, address: Address) -> int:

@@ -19,7 +19,8 @@ from hvtrain.control.boot import Boot
 from hvtrain.control.causes import Cause
 from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
-from hvtrain.control.membership import JobFailed, Limits
+from hvtrain.control.events import JobFailed
+from hvtrain.control.roster import Limits
 from hvtrain.errors import ExitCode, HvtrainError
 from hvtrain.launch import network
 from hvtrain.report.reporter import Reporter
@@ -93,8 +94,11 @@ async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordin
 def _tell(launch: JobLaunch, reporter: Reporter, cause: Cause) -> None:
     code = ExitCode(cause.exit_code) if cause.exit_code in list(ExitCode) else ExitCode.USER_CODE
     state = {ExitCode.DONE: "done", ExitCode.INTERRUPTED: "stopped", ExitCode.TERMINATED: "stopped"}.get(code, "failed")
-    reporter.close(state=state, exit_code=int(code), reason=cause.reason,
-                   resumable=code.resumable and launch.job.checkpoint.every is not None)
+    try:
+        reporter.close(state=state, exit_code=int(code), reason=cause.reason,
+                       resumable=code.resumable and launch.job.checkpoint.every is not None)
+    except OSError as error:  # a full disk must not hide how the job ended
+        print(f"hvtrain: the run directory could not be updated: {error}", file=sys.stderr)
     directory = reporter.directory.path
     if code is ExitCode.DONE:
         reporter.console.say(_success(reporter.results, str(directory)))

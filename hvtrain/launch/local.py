@@ -10,7 +10,7 @@ import subprocess
 from hvtrain.control.causes import Cause
 from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
-from hvtrain.control.membership import JobFailed
+from hvtrain.control.events import JobFailed
 from hvtrain.errors import ExitCode
 from hvtrain.launch.agentstart import end_agent
 from hvtrain.launch.joblaunch import JobLaunch, coordinate

@@ -16,7 +16,8 @@ PACKAGE = ROOT / "hvtrain"
 LAYERS = (
     ("hvtrain.errors", "hvtrain"),
     ("hvtrain.config", "hvtrain.data.sampler", "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule",
-     "hvtrain.control.membership", "hvtrain.control.causes", "hvtrain.control.auth", "hvtrain.callbacks",
+     "hvtrain.control.membership", "hvtrain.control.roster", "hvtrain.control.events", "hvtrain.control.causes",
+     "hvtrain.control.auth", "hvtrain.callbacks",
      "hvtrain.failure", "hvtrain.target", "hvtrain.comm.buckets", "hvtrain.schedules"),
     ("hvtrain.task", "hvtrain.data", "hvtrain.engine", "hvtrain.comm", "hvtrain.checkpoint", "hvtrain.report",
      "hvtrain.control.messages", "hvtrain.control.process"),
@@ -26,7 +27,9 @@ LAYERS = (
     ("hvtrain.cli",),
 )
 USES = {  # within a layer: who may know whom
-    "hvtrain.control.membership": {"hvtrain.control.causes"},
+    "hvtrain.control.membership": {"hvtrain.control.causes", "hvtrain.control.roster", "hvtrain.control.events"},
+    "hvtrain.control.roster": {"hvtrain.control.causes"},
+    "hvtrain.control.events": {"hvtrain.control.causes"},
     "hvtrain.schedules": {"hvtrain.config"},
     "hvtrain.task": {"hvtrain.data"},
     "hvtrain.launch": {"hvtrain.control"},
@@ -36,8 +39,8 @@ USES = {  # within a layer: who may know whom
     "hvtrain.evaluation": {"hvtrain.progress"},
 }
 FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod"}
-PURE = ("hvtrain.errors", "hvtrain.config", "hvtrain.data.sampler", "hvtrain.control.membership", "hvtrain.control.causes",
-        "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.schedules", "hvtrain.callbacks", "hvtrain.failure",
+PURE = ("hvtrain.errors", "hvtrain.config", "hvtrain.data.sampler", "hvtrain.control.membership", "hvtrain.control.roster",
+        "hvtrain.control.events", "hvtrain.control.causes", "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.schedules", "hvtrain.callbacks", "hvtrain.failure",
         "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule")
 FRAMEWORK_USERS = ("hvtrain.adapters", "hvtrain.hybrid", "hvtrain.engine.horovod_", "hvtrain.engine.world", "hvtrain.data")
 

@@ -58,13 +58,25 @@ def test_a_deleted_value_stays_for_those_who_still_look():
 
 
 def test_limits(monkeypatch):
-    monkeypatch.setattr(rendezvous, "MAX_KEYS", 2)
+    monkeypatch.setattr(rendezvous, "MAX_BYTES", 130)  # two small values and what each costs to keep
 
     async def scenario(http, store):
         assert await put(http, "/s/large", b"x" * (MAX_VALUE_BYTES + 1)) == 413
         assert (await get(http, "/s/large"))[0] == 404
         assert [await put(http, f"/s/{n}", b"v") for n in range(3)] == [200, 200, 413]
         assert (await get(http, "/s/1"))[0] == 200
+
+    talk(scenario)
+
+
+def test_a_round_that_is_called_off_lets_nobody_wait():
+    """A member that died before it put its address would be waited for until the time-out."""
+    async def scenario(http, store):
+        await put(http, "/global/0", b"v")
+        assert (await get(http, "/global/1"))[0] == 404
+        store.call_off()
+        assert await get(http, "/global/0") == (200, b"v")
+        assert await get(http, "/global/1") == (200, b"x")
 
     talk(scenario)
 

@@ -77,8 +77,7 @@ def test_the_job_files_directory_comes_first(folder, tmp_path):
     assert target.resolve("hvt_user_task:Good", folder) is not None
 
 
-@pytest.mark.parametrize("name", ["hvt_user_task", pytest.param("hvt_user_task.py", marks=pytest.mark.xfail(
-    strict=True, reason="target._import executes a file anew each time: once in the warm process, again in each worker"))])
+@pytest.mark.parametrize("name", ["hvt_user_task", "hvt_user_task.py"])
 def test_a_module_runs_once_however_often_it_is_asked_for(folder, name):
     """The warm process imports it, the workers forked from there find it imported."""
     assert target.resolve(f"{name}:COUNT", folder) is target.resolve(f"{name}:COUNT", folder)

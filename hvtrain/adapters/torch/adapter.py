@@ -15,7 +15,7 @@ from hvtrain.adapters.torch.statistics import Statistics
 from hvtrain.checkpoint.blob import Blob
 from hvtrain.config import Job
 from hvtrain.engine.world import SoloWorld, World
-from hvtrain.errors import RoundBroken, UserCodeError
+from hvtrain.errors import Diverged, RoundBroken, UserCodeError
 from hvtrain.task import Task
 
 MEGABYTE = 1 << 20
@@ -99,6 +99,9 @@ class TorchAdapter:
         limit = self._job.train.grad_clip
         if limit is not None:
             norm = self._gradients.norm()
+            if not torch.isfinite(norm):  # the same on all ranks: the gradients have been reduced
+                raise Diverged(f"the gradient of step {step + 1} is not finite. Nothing of it was applied. Lower "
+                               "optim.lr or look at the data of that step")
             self._gradients.scale((limit / (norm + 1e-6)).clamp(max=1.0))
             values["grad_norm"] = norm.item()
         self.optimizer.step()
@@ -129,6 +132,12 @@ class TorchAdapter:
         *totals, count = vector.tolist()
         return {name: value / max(count, 1.0) for name, value in zip(names, totals)}
 
+    @torch.no_grad()
+    def finite(self) -> bool:
+        # A sum is finite only if its terms are, short of an overflow that no sane weight comes near.
+        return all(bool(torch.isfinite(p.sum(dtype=torch.float64 if p.dtype == torch.float64 else torch.float32)))
+                   for p in self._trainable if p.is_floating_point())
+
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self._trainable)
 
@@ -146,8 +155,7 @@ class TorchAdapter:
     def restore(self, groups: Mapping[str, Mapping[str, Blob]], scalars: Mapping[str, Any]) -> None:
         state.restore_module(self.model, groups["model"])
         state.restore_optimizer(self.model, self.optimizer, groups.get("optimizer", {}), scalars["optimizer"])
-        for group, changed in zip(self.optimizer.param_groups, scalars["groups"]):
-            group.update(changed)
+        optimizers.take_settings(self.optimizer, scalars["groups"])
         if self._averages is not None:
             # A run that switches the average on later starts it from the weights.
             source = groups.get("ema") or {n: state.to_blob(p) for n, p in self.model.named_parameters()}
@@ -200,7 +208,8 @@ class TorchAdapter:
         if isinstance(batch, dict):
             return {key: self._to_device(value) for key, value in batch.items()}
         if isinstance(batch, (tuple, list)):
-            return type(batch)(self._to_device(value) for value in batch)
+            moved = [self._to_device(value) for value in batch]
+            return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)  # a named tuple, or not
         if hasattr(batch, "__array_interface__"):
             return self._to_device(torch.as_tensor(batch))
         return batch

@@ -125,6 +125,12 @@ def set_rates(optimizer: torch.optim.Optimizer, base: list[float], factor: float
 def changed_settings(optimizer: torch.optim.Optimizer, initial: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Per group, the plain values that are not what they were at the start (the rate left out)."""
     return [{key: value for key, value in group.items()
-             if key not in ("params", "lr") and isinstance(value, (int, float, bool, str))
+             if key not in ("params", "lr") and isinstance(value, (int, float, bool, str, tuple))
              and first.get(key) != value}
             for group, first in zip(optimizer.param_groups, initial)]
+
+
+def take_settings(optimizer: torch.optim.Optimizer, changed: list[Mapping[str, Any]]) -> None:
+    """Take back what :func:`changed_settings` gave, also after JSON has made lists of tuples."""
+    for group, values in zip(optimizer.param_groups, changed):
+        group.update({key: tuple(v) if isinstance(v, list) else v for key, v in values.items()})
