@@ -9,6 +9,7 @@ release          ``hvd.shutdown()`` closes the sockets of process sets too, so t
 broken-round     a collective that throws ends the loop instead of corrupting the next negotiation
 late-tensor      a tensor that is queued while the loop ends gets an error, not silence
 idle-wait        opt-in, ``HVTRAIN_IDLE_CYCLE_MS``: no polling while no tensor is outstanding
+in-place         an all-reduce in place does not copy its buffer onto itself first
 record           the wheel carries ``hvtrain_engine.json``, which says how it was built
 ===============  ================================================================================
 """
@@ -22,6 +23,39 @@ from hvtrain.engine.edits_rounds import ROUND_EDITS
 EDITS: tuple[Edit, ...] = (
     *ROUND_EDITS,
     *IDLE_EDITS,
+    Edit(
+        name="in-place", file="horovod/common/ops/gloo_operations.cc",
+        why="an all-reduce in place copies its buffer onto itself first: all gradients, every step",
+        anchor="""\
+    buffer_data = (void*)first_entry.output->data();
+    std::memcpy(buffer_data, first_entry.tensor->data(),
+                (size_t)first_entry.tensor->size());
+    fused_input_data = buffer_data;
+  }
+
+  if (prescale_factor != 1.0) {
+    // Execute prescaling op
+    ScaleBuffer(prescale_factor, entries, fused_input_data, buffer_data, num_elements);
+  }
+
+  // Do allreduce.
+""",
+        replacement="""\
+    buffer_data = (void*)first_entry.output->data();
+    if (buffer_data != first_entry.tensor->data()) { // hvtrain
+      std::memcpy(buffer_data, first_entry.tensor->data(),
+                  (size_t)first_entry.tensor->size());
+    }
+    fused_input_data = buffer_data;
+  }
+
+  if (prescale_factor != 1.0) {
+    // Execute prescaling op
+    ScaleBuffer(prescale_factor, entries, fused_input_data, buffer_data, num_elements);
+  }
+
+  // Do allreduce.
+"""),
     Edit(
         name="record", file="setup.py",
         why="the installed engine must say what it was built from, and that must go when it is uninstalled",

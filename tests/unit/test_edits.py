@@ -67,7 +67,7 @@ def test_digest_follows_what_is_compiled() -> None:
 
 def test_ours_are_complete() -> None:
     assert edit_names(EDITS) == ["init-failure", "init-again", "gloo-interface", "release", "broken-round",
-                                 "late-tensor", "idle-wait", "record"]
+                                 "late-tensor", "idle-wait", "in-place", "record"]
     for each in EDITS:
         assert each.why and each.anchor.endswith("\n") and each.anchor != each.replacement
         assert not Path(each.file).is_absolute()
