@@ -183,7 +183,7 @@ class Loop:
         self._emit("on_step_end", metrics=measured)
         self._emit("on_commit", metrics=measured)
         self._log(measured, data)
-        improved, early = self._evaluate(epoch_end, last or bool(reduced.flags[CALLBACK]))
+        improved, early = self._evaluate(data, epoch_end, last or bool(reduced.flags[CALLBACK]))
         save = improved or self._saver.due(progress, epoch_end=epoch_end) or reduced.flags[SAVE] > 0
         return reduced.flags[STOP] > 0, save, early or reduced.flags[CALLBACK] > 0
 
@@ -199,14 +199,14 @@ class Loop:
             values = {**measured, **self._meter.read(), "world_size": self._world.size}
             self._session.report("train", self._progress.step, data.position.epoch, values)
 
-    def _evaluate(self, epoch_end: bool, last: bool) -> tuple[bool, bool]:
+    def _evaluate(self, data: StepData, epoch_end: bool, last: bool) -> tuple[bool, bool]:
         if not self._evaluator.due(self._progress, epoch_end=epoch_end, last=last):
             return False, False
         started = time.perf_counter()
         metrics = self._evaluator.run(self._adapter, self._world)
         improved, early = self._evaluator.judge(self._progress, metrics)
         if self._world.rank == 0:
-            self._session.report("eval", self._progress.step, self._progress.position.epoch, metrics)
+            self._session.report("eval", self._progress.step, data.position.epoch, metrics)
         if early:
             self._session.event("early_stop", self._progress.step)
         self._emit("on_evaluation_end", metrics=metrics)

@@ -116,7 +116,8 @@ class Saver:
         return path, self._store.read(path)
 
     def _snapshot(self, progress: Progress, world_size: int) -> Snapshot:
-        state: dict[str, Any] = {**progress.to_json(), "world_size": world_size, "framework_state": self._adapter.scalars(),
+        state: dict[str, Any] = {**progress.to_json(), "world_size": world_size,
+                                 "framework_state": self._adapter.scalars(),
                                  "callbacks": {key(c): c.state() for c in self._callbacks}}
         fresh = progress.evaluated_step == progress.step
         return Snapshot(step=progress.step, epoch=progress.position.epoch, groups=self._adapter.export(), state=state,
@@ -129,7 +130,8 @@ class Saver:
                          best_mode=config.best_mode)
 
     def _written(self, written: Written) -> None:
-        self._session.event("checkpoint", written.manifest.step, path=str(written.path), seconds=round(written.seconds, 3))
+        self._session.event("checkpoint", written.manifest.step, path=str(written.path),
+                            seconds=round(written.seconds, 3))
 
 
 def key(callback: Callback) -> str:

@@ -7,6 +7,7 @@ from typing import Any, Mapping, Sequence
 
 from hvtrain.callbacks import Callback
 from hvtrain.config import Job
+from hvtrain.engine import rounds
 from hvtrain.engine import world as worlds
 from hvtrain.errors import UsageError
 from hvtrain.loop import Loop, Outcome
@@ -90,7 +91,7 @@ class _LocalSession(QuietSession):
         if self._reporter is not None:
             self._reporter.open()
             self._reporter.outline(dict(outline))
-        self._world = worlds.form(self._place, self._job.framework)
+        self._world = rounds.form(self._place, self._job.framework)
         return self._world
 
     def report(self, kind: str, step: int, epoch: int, values: Mapping[str, float]) -> None:

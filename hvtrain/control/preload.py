@@ -24,7 +24,7 @@ def load(boot: Boot) -> str:
     import_framework(boot.job.framework)
     # What every worker imports in its first second anyway; here it costs once.
     for name in ("hvtrain.control.worker", "hvtrain.loop", "hvtrain.checkpoint", "hvtrain.data",
-                 "hvtrain.engine.world"):
+                 "hvtrain.engine.rounds"):
         importlib.import_module(name)
     threads = process.thread_count()
     target.resolve(boot.job.task.target, boot.module_dir)

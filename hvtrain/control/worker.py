@@ -16,7 +16,7 @@ from hvtrain import failure, target
 from hvtrain.control import messages, process
 from hvtrain.control.boot import Boot
 from hvtrain.control.client import ThreadedLink
-from hvtrain.engine import sockets
+from hvtrain.engine import rounds, sockets
 from hvtrain.engine import world as worlds
 from hvtrain.errors import ExitCode, RoundBroken, Stalled
 from hvtrain.loop import Loop
@@ -109,7 +109,7 @@ class RemoteSession(QuietSession):
         self.rank = seat.rank
         self._before_forming = sockets.stream_sockets()
         try:
-            world = worlds.form(place, self._boot.job.framework)
+            world = rounds.form(place, self._boot.job.framework)
         finally:
             self._forming.set()
         with self._lock:

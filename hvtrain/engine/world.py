@@ -112,19 +112,3 @@ class SoloWorld:
 
     def close(self) -> None:
         return None
-
-
-def form(place: Place, framework: str) -> World:
-    """Join the round at ``place``.
-
-    Raises:
-        RoundBroken: a member did not come, or went while the round was forming.
-        EnvironmentNotReady: Horovod is missing or was not built for ``framework``.
-    """
-    if place.size == 1:
-        return SoloWorld()
-    if framework == "torch":
-        from hvtrain.engine.horovod_torch import TorchWorld
-
-        return TorchWorld(place)
-    raise NotImplementedError(f"no world for {framework}")

@@ -39,7 +39,8 @@ class Reporter:
         """Take the run directory into use. Raises UsageError or EnvironmentNotReady if that cannot be."""
         moved = self.directory.take(fresh=self._job.checkpoint.resume == "never")
         self.is_open = True
-        write_atomically(self.directory.config, f"# The job as it was resolved; started by: {self._command}\n{dump(self._job)}")
+        write_atomically(self.directory.config,
+                         f"# The job as it was resolved; started by: {self._command}\n{dump(self._job)}")
         write_json(self.directory.environment, environment.describe(self._command, self._workers))
         self._events = JsonLines(self.directory.events)
         self._metrics = JsonLines(self.directory.metrics)

@@ -101,7 +101,8 @@ class Run:
             if not entry.name.isdigit():
                 continue
             try:
-                if self.mark.encode() in (entry / "environ").read_bytes() and "\nState:\tZ" not in (entry / "status").read_text():
+                ours = self.mark.encode() in (entry / "environ").read_bytes()
+                if ours and "\nState:\tZ" not in (entry / "status").read_text():
                     found[int(entry.name)] = (entry / "comm").read_text().strip()
             except OSError:
                 continue

@@ -138,11 +138,10 @@ class FlatGradients:
 
         def on_gradient(parameter: torch.nn.Parameter) -> None:
             if parameter.grad.layout is not torch.strided:
-                raise UserCodeError(f"a parameter of shape {tuple(parameter.shape)} has a sparse gradient, which hvtrain "
-                                    "cannot reduce; build its layer with sparse=False")
+                raise UserCodeError(f"a parameter of shape {tuple(parameter.shape)} has a sparse gradient, which "
+                                    "hvtrain cannot reduce; build its layer with sparse=False")
             if parameter.grad is not view:  # the first micro-batch: autograd has handed over a fresh tensor
-                gradient = parameter.grad
-                view.copy_(gradient.to_dense() if gradient.is_sparse else gradient)
+                view.copy_(parameter.grad)
                 parameter.grad = view
             if self._reducing:
                 if index in self._arrived:  # its bucket may be on its way already

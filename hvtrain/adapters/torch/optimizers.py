@@ -73,7 +73,8 @@ def build(task: Task, model: torch.nn.Module, config: OptimConfig) -> torch.opti
     own = task.optimizer(groups)
     if own is not None:
         if not isinstance(own, torch.optim.Optimizer):
-            raise UserCodeError(f"Task.optimizer gave a {type(own).__name__}; it must give a torch.optim.Optimizer or None")
+            raise UserCodeError(f"Task.optimizer gave a {type(own).__name__}; it must give a torch.optim.Optimizer "
+                                "or None")
         return own
     return _configured(groups, config)
 

@@ -113,8 +113,8 @@ def _check_names(own: Mapping[str, Any], blobs: Mapping[str, Blob], what: str) -
     missing, foreign = sorted(set(own) - set(blobs)), sorted(set(blobs) - set(own))
     if missing or foreign:
         raise CheckpointDamaged(
-            f"the checkpoint does not fit this {what}: it lacks {missing[:3] or 'nothing'} and has {foreign[:3] or 'nothing'} "
-            "beside. Was task.args changed since? Start over with checkpoint.resume=never, or undo the change")
+            f"the checkpoint does not fit this {what}: it lacks {missing[:3] or 'nothing'} and has "
+            f"{foreign[:3] or 'nothing'} beside. Was task.args changed since? Start over with checkpoint.resume=never, or undo the change")
 
 
 def _copy(tensor: torch.Tensor, blob: Blob, name: str) -> None:
