@@ -11,7 +11,8 @@ class Moment:
     """Where training stands when a callback is called.
 
     ``metrics`` holds what was just measured: ``loss``, ``lr``, ``grad_norm`` after a step; the evaluation's
-    results after an evaluation. Set ``stop`` on any rank to end training after this step, on all ranks.
+    results after an evaluation. Set ``stop`` on any rank to end training on all ranks: after an evaluation at
+    once; after a step with the following one, along with whose gradients the ranks tell each other.
     """
 
     step: int

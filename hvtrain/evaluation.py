@@ -26,6 +26,10 @@ class Evaluator:
         if self._source is None and (job.checkpoint.best or job.train.early_stopping):
             raise UsageError("checkpoint.best and train.early_stopping need evaluations, but the task's data('eval') "
                              "is None")
+        if job.checkpoint.best is not None:  # said before training rather than after the first evaluation
+            resolve_mode(job.checkpoint.best, job.checkpoint.best_mode)
+        if job.train.early_stopping is not None:
+            resolve_mode(job.train.early_stopping.metric, job.train.early_stopping.mode)
         if self._source is not None:
             self._loader = Loader(self._source, task.collate, job.data.workers, job.data.prefetch, job.run.seed)
 

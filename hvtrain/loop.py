@@ -210,8 +210,9 @@ class Loop:
         if early:
             self._session.event("early_stop", self._progress.step)
         self._emit("on_evaluation_end", metrics=metrics)
+        called_off = self._adapter.total([float(self._callback_stop)], "eval.stop")[0] > 0
         self._meter.leave_out(time.perf_counter() - started)
-        return improved, early
+        return improved, early or called_off
 
     # Ends ----------------------------------------------------------------------------------------------
     def _on_error(self, error: BaseException) -> None:

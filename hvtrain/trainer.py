@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
-from typing import Any, Mapping, Sequence
+import signal
+import threading
+from contextlib import contextmanager
+from typing import Any, Iterator, Mapping, Sequence
 
 from hvtrain.callbacks import Callback
 from hvtrain.config import Job
 from hvtrain.engine import rounds
 from hvtrain.engine import world as worlds
-from hvtrain.errors import UsageError
+from hvtrain.errors import ExitCode, UsageError
 from hvtrain.loop import Loop, Outcome
 from hvtrain.report.reporter import Reporter
 from hvtrain.session import QuietSession
@@ -40,6 +43,8 @@ class Trainer:
     def fit(self) -> Outcome:
         """Train to the end and return where that is.
 
+        Ctrl-C and SIGTERM stop after a checkpoint; ``stopped`` of the result tells. A second Ctrl-C does not wait.
+
         Raises:
             Diverged, UserCodeError, CheckpointError, RoundBroken, and whatever the task raises.
         """
@@ -54,7 +59,8 @@ class Trainer:
         loop = Loop(self._job, self._task, session, threads=count, local_rank=place.local_rank,
                     callbacks=self._callbacks)
         try:
-            outcome = loop.run()
+            with session.signals():
+                outcome = loop.run()
             session.end(outcome)
             return outcome
         except BaseException as error:
@@ -85,7 +91,30 @@ class _LocalSession(QuietSession):
     def __init__(self, job: Job, place: worlds.Place):
         self._job, self._place = job, place
         self._world: worlds.World | None = None
+        self._stop = 0
         self._reporter = Reporter(job, workers=place.size, command="hvtrain.Trainer") if place.rank == 0 else None
+
+    @contextmanager
+    def signals(self) -> Iterator[None]:
+        """Within this context SIGINT and SIGTERM ask for a stop; in other threads than the main one they cannot."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def on_signal(number: int, frame: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = number
+
+        former = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in former.items():
+                signal.signal(number, handler)
+
+    def stop_signal(self) -> int:
+        return self._stop
 
     def enter(self, outline: Mapping[str, Any]) -> worlds.World:
         if self._reporter is not None:
@@ -105,7 +134,12 @@ class _LocalSession(QuietSession):
     def end(self, outcome: Outcome) -> None:
         if self._reporter is not None:
             self._reporter.summary(outcome.summary)
-            self._reporter.close(state="done", exit_code=0, reason="done")
+            if outcome.stopped:
+                code = ExitCode.INTERRUPTED if self._stop == signal.SIGINT else ExitCode.TERMINATED
+                self._reporter.close(state="stopped", exit_code=int(code), reason="stopped by a signal after a checkpoint",
+                                     resumable=self._job.checkpoint.every is not None)
+            else:
+                self._reporter.close(state="done", exit_code=0, reason="done")
 
     def fail(self, error: BaseException, step: int) -> None:
         if self._reporter is not None and self._reporter.is_open:

@@ -80,6 +80,9 @@ class Adapter(Protocol):
     def restore(self, groups: Mapping[str, Mapping[str, Blob]], scalars: Mapping[str, Any]) -> None:
         """Take back what ``export`` and ``scalars`` gave. Raises CheckpointDamaged if it does not fit."""
 
+    def total(self, values: Sequence[float], name: str) -> list[float]:
+        """Each of ``values`` summed over the ranks, in double precision."""
+
     def share(self, value: Any, root: int, name: str) -> Any:
         """Rank ``root``'s JSON-able ``value``, on every rank."""
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import Iterable, Protocol, Sequence, TypeVar
 
 from hvtrain.errors import UsageError
 
-_LOWER_IS_BETTER = ("loss", "error", "perplexity")
+_LOWER_IS_BETTER = ("loss", "error", "perplexity", "mae", "mse", "rmse", "wer", "cer")
+_HIGHER_IS_BETTER = ("accuracy", "acc", "precision", "recall", "f1", "auc", "score", "iou", "map", "bleu", "r2")
 
 
 class Described(Protocol):
@@ -35,12 +37,18 @@ D = TypeVar("D", bound=Described)
 
 
 def resolve_mode(metric: str, mode: str = "auto") -> str:
-    """"min" or "max". "auto": loss, error, perplexity, and names that end so, are better when lower.
+    """"min" or "max" for a metric. "auto" knows common names, also as the end of a longer one (val_loss).
 
-    Raises UsageError for another mode.
+    Raises UsageError for another mode, or where "auto" does not know: to guess could keep the worst checkpoint.
     """
     if mode == "auto":
-        return "min" if metric.lower().endswith(_LOWER_IS_BETTER) else "max"
+        last = re.split(r"[^a-z0-9]+", metric.lower())[-1]
+        if metric.lower().endswith(_LOWER_IS_BETTER[:3]) or last in _LOWER_IS_BETTER:
+            return "min"
+        if metric.lower().endswith("accuracy") or last in _HIGHER_IS_BETTER:
+            return "max"
+        raise UsageError(f"Is {metric!r} better when higher or when lower? Say so with mode max or min "
+                         "(checkpoint.best_mode, train.early_stopping.mode).")
     if mode not in ("min", "max"):
         raise UsageError(f"A metric's mode must be auto, min or max; got {mode!r}.")
     return mode
@@ -92,7 +100,8 @@ class Retention:
         if count <= 0 or unit not in ("step", "epoch"):
             raise UsageError("keep_every must be a positive number of steps or epochs; "
                              f"got {self.keep_every}.")
-        resolve_mode(self.best_metric or "", self.best_mode)
+        if self.best_metric is not None:
+            resolve_mode(self.best_metric, self.best_mode)
 
     def doomed(self, sound: Iterable[D]) -> list[D]:
         """Of the given sound checkpoints those to delete, oldest first; never the newest, never the best."""

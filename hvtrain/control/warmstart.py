@@ -21,6 +21,11 @@ KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), 
 up to 40 % of backward (25 M-parameter MLP). What the user's environment says about these goes first."""
 
 
+SHARE_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Has OpenMP's threads sleep while they wait for each other. The default spins, which beside anything else on
+the same cores (another worker, Horovod's thread) made a step up to 20 times slower."""
+
+
 @dataclass
 class WarmProcess:
     """A started warm process and our end of the socket pair to it."""
@@ -39,7 +44,7 @@ def start(framework: str) -> WarmProcess:
     environment = dict(os.environ)
     # NumPy's OpenBLAS would start threads at import, and then forking would not be safe any more.
     environment["OPENBLAS_NUM_THREADS"] = "1"
-    for name, value in KEEP_MEMORY.items():
+    for name, value in {**KEEP_MEMORY, **SHARE_CORES}.items():
         environment.setdefault(name, value)
     process = subprocess.Popen(
         [sys.executable, "-m", "hvtrain.control.warm", str(theirs.fileno()), str(os.getpid()), framework],

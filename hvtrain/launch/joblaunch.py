@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Awaitable, Callable
 
 from hvtrain.config import Job
+from hvtrain.checkpoint.store import Store
 from hvtrain.control import auth
 from hvtrain.control.boot import Boot
 from hvtrain.control.causes import Cause
@@ -24,6 +25,7 @@ from hvtrain.control.roster import Limits
 from hvtrain.errors import ExitCode, HvtrainError
 from hvtrain.launch import network
 from hvtrain.report.reporter import Reporter
+from hvtrain.saving import checkpoint_directory
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _tell(launch: JobLaunch, reporter: Reporter, cause: Cause) -> None:
     if cause.rank is not None:
         out.append(f"its log: {directory / 'logs' / f'rank-{cause.rank}.log'}")
     out.append(f"run directory: {directory}")
-    if launch.job.checkpoint.every is not None and launch.job.checkpoint.resume != "never":
+    if launch.job.checkpoint.resume != "never" and Store(checkpoint_directory(launch.job)).steps():
         out.append(f"go on from the last checkpoint with: {launch.command}")
     print("\n".join(out), file=sys.stderr, flush=True)
 

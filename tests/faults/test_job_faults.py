@@ -140,3 +140,4 @@ def test_a_full_disk_is_said_clearly_and_older_checkpoints_stay(run, tmp_path):
 def test_mistakes_are_explained(run, overrides, code, text):
     done = run.run(*overrides, workers=2, code=code)
     assert text in done.stderr and run.gone()
+    assert "go on from" not in done.stderr, "there is no checkpoint to go on from"

@@ -30,9 +30,17 @@ def steps(items):
     return [item.step for item in items]
 
 
+@pytest.mark.parametrize("metric", ["bits_per_character", "lossless", ""])
+def test_auto_does_not_guess(metric):
+    """A guess for "bits_per_character" once was max: it would have kept the worst checkpoint."""
+    with pytest.raises(UsageError, match="better when higher or when lower"):
+        resolve_mode(metric)
+
+
 @pytest.mark.parametrize("metric, mode", [
     ("loss", "min"), ("val_loss", "min"), ("eval/Loss", "min"), ("error", "min"), ("top1_error", "min"),
-    ("perplexity", "min"), ("accuracy", "max"), ("lossless", "max"), ("f1", "max")])
+    ("perplexity", "min"), ("accuracy", "max"), ("top1_accuracy", "max"),
+    ("f1", "max")])
 def test_auto_mode(metric, mode):
     assert resolve_mode(metric) == mode
     assert resolve_mode(metric, "min") == "min" and resolve_mode(metric, "max") == "max"

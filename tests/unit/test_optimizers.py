@@ -137,3 +137,15 @@ def test_complex_parameters_do_without_the_fused_form():
     model = nn.Module()
     model.weight = nn.Parameter(torch.zeros(2, dtype=torch.complex64))
     assert build(model=model, name="adamw").param_groups[0]["fused"] in (None, False)
+
+
+def test_settings_that_the_tasks_own_optimizer_would_ignore_are_refused():
+    """optim.name=sgd beside an optimizer of the task's own once was taken without a word, and did nothing."""
+    class Own(Task):
+        def optimizer(self, groups):
+            return torch.optim.SGD(groups)
+
+    model = nn.Linear(2, 2)
+    assert isinstance(optimizers.build(Own(), model, OptimConfig(name="adamw", lr=0.1)), torch.optim.SGD)
+    with pytest.raises(UsageError, match="optim.momentum would do nothing"):
+        optimizers.build(Own(), model, OptimConfig(momentum=0.5))

@@ -130,9 +130,7 @@ class TorchAdapter:
         finally:
             self.model.train()
         names = sharing.share(self._world, sorted(sums), 0, "eval.names")
-        vector = torch.tensor([sums.get(name, 0.0) for name in names] + [float(samples)], dtype=torch.float64)
-        self._world.wait(self._world.sum_async(vector, "eval.sums"))
-        *totals, count = vector.tolist()
+        *totals, count = self.total([sums.get(name, 0.0) for name in names] + [float(samples)], "eval.sums")
         return {name: value / max(count, 1.0) for name, value in zip(names, totals)}
 
     @torch.no_grad()
@@ -164,6 +162,11 @@ class TorchAdapter:
             source = groups.get("ema") or {n: state.to_blob(p) for n, p in self.model.named_parameters()}
             state.restore_tensors(self._averages.tensors, source, "average")
         self._statistics.refresh()
+
+    def total(self, values: Sequence[float], name: str) -> list[float]:
+        vector = torch.tensor(values, dtype=torch.float64)
+        self._world.wait(self._world.sum_async(vector, name))
+        return vector.tolist()
 
     def share(self, value: Any, root: int, name: str) -> Any:
         return sharing.share(self._world, value, root, name)

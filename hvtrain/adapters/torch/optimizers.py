@@ -75,8 +75,17 @@ def build(task: Task, model: torch.nn.Module, config: OptimConfig) -> torch.opti
         if not isinstance(own, torch.optim.Optimizer):
             raise UserCodeError(f"Task.optimizer gave a {type(own).__name__}; it must give a torch.optim.Optimizer "
                                 "or None")
+        _refuse_idle_settings(config)
         return own
     return _configured(groups, config)
+
+
+def _refuse_idle_settings(config: OptimConfig) -> None:
+    """A setting that would do nothing beside the task's own optimizer is a misunderstanding."""
+    idle = [key for key in ("name", "momentum", "weight_decay", "args") if getattr(config, key) != getattr(OptimConfig(), key)]
+    if idle:
+        raise UsageError(f"the task brings its own optimizer, so optim.{idle[0]} would do nothing; leave it out, or "
+                         "have Task.optimizer return None. optim.lr, optim.schedule and optim.groups do apply")
 
 
 def _configured(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.Optimizer:
