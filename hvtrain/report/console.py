@@ -50,8 +50,8 @@ class RichConsole(SilentConsole):
     def __init__(self) -> None:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self._progress = Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn(),
-                                  TextColumn("{task.fields[figures]}"), refresh_per_second=4)
+        self._progress = Progress(TextColumn("step"), MofNCompleteColumn(), BarColumn(bar_width=10),
+                                  TimeRemainingColumn(), TextColumn("{task.fields[figures]}"), refresh_per_second=4)
         self._task: Any = None
         self._total = 0
 
@@ -63,7 +63,8 @@ class RichConsole(SilentConsole):
 
     def measured(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         if kind == "train" and self._task is not None:
-            self._progress.update(self._task, completed=step, figures=figures(values))
+            short = {name: values[name] for name in _SHORT if name in values}  # a terminal has 80 columns
+            self._progress.update(self._task, completed=step, figures=figures(short))
         else:
             self.say(line(kind, step, self._total, values))
 
@@ -97,6 +98,7 @@ def figures(values: Mapping[str, Any]) -> str:
     return "  ".join(parts)
 
 
+_SHORT = ("loss", "samples_per_s", "comm_share")
 _FORMS = {
     "epoch": lambda v: f"epoch {v}",
     "loss": lambda v: f"loss {v:.4f}",
