@@ -33,9 +33,8 @@ class ElasticConfig(Section):
     max_workers: PositiveInt | None = Field(None, description=(
         "The job never uses more workers than this. Left out: no bound."))
     replace_timeout: Duration = Field(Duration(2.0, "2s"), description=(
-        "How long the others wait for the replacement of a lost worker before they go on without it. It "
-        "takes effect once lost workers are replaced; in this version a lost worker ends the job, which can "
-        "then be resumed from its last checkpoint."))
+        "How long the others wait for a lost worker before they act without it. In this version they wait for its own "
+        "account of its end and then end the job in order; once lost workers are replaced, for its replacement."))
     heartbeat_timeout: PositiveDuration = Field(Duration(5.0, "5s"), description=(
         "A worker that gives no sign of life for so long counts as lost."))
 

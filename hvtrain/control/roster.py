@@ -24,7 +24,7 @@ class Limits:
     start: float  # launch.start_timeout
     stop: float  # launch.stop_timeout
     heartbeat: float  # elastic.heartbeat_timeout
-    verdict: float = 2.0  # how long a lost peer's own account of its end is awaited
+    verdict: float = 2.0  # elastic.replace_timeout: how long a lost peer's own account of its end is awaited
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,8 @@ async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordin
     try:
         token = auth.new_token()
         limits = Limits(start=job.launch.start_timeout.seconds, stop=job.launch.stop_timeout.seconds,
-                        heartbeat=job.elastic.heartbeat_timeout.seconds)
+                        heartbeat=job.elastic.heartbeat_timeout.seconds,
+                        verdict=job.elastic.replace_timeout.seconds)
         coordinator = Coordinator(wanted=launch.workers, limits=limits, token=token,
                                   host=network.address_of(launch.interface), interface=launch.interface,
                                   job_digest=launch.digest, observer=reporter)

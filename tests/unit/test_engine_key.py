@@ -93,8 +93,8 @@ def test_jobs_follow_cores_and_memory(cores: int, gib: int, jobs: int) -> None:
 def test_the_build_sees_the_recipe_and_our_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOROVOD_WITHOUT_GLOO", "1")  # not in this recipe: must not reach the build
     monkeypatch.setenv("MAKEFLAGS", "")  # as below `make`
-    env = build_environment(recipe(), Path("/work/cxx"), 3)
-    assert env["CXX"] == "/work/cxx" and env["MAKEFLAGS"] == "-j3" and env["HOROVOD_WITH_GLOO"] == "1"
+    env = build_environment(recipe(), Path("/build/cxx"), 3)
+    assert env["CXX"] == "/build/cxx" and env["MAKEFLAGS"] == "-j3" and env["HOROVOD_WITH_GLOO"] == "1"
     assert "HOROVOD_WITHOUT_GLOO" not in env
 
 
