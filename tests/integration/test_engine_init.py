@@ -25,7 +25,7 @@ def need(framework: str) -> None:
     from hvtrain.engine.info import engine_info
 
     if importlib.util.find_spec(framework) is None:
-        pytest.skip(f"{framework} is not installed")
+        pytest.fail(f"{framework} is not installed, and 'make test' installs it: nothing would be tested here")
     info = engine_info()
     assert framework in info.usable, f"{info.problems} Mend it with: {info.remedy}"
 

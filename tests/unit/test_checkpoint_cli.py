@@ -132,10 +132,6 @@ def test_prune_without_a_job(run):
 
 
 def test_prune_with_a_real_job(run):
-    try:
-        from hvtrain.config import load  # noqa: F401
-    except ImportError:
-        pytest.skip("hvtrain.config is not there yet")
     (run / "config.yaml").write_text("task: {target: task:make}\ncheckpoint: {keep: 1, best: accuracy}\n")
     assert invoke("prune", run) == "deleted step-00000100\n"
     assert invoke("digest", run, "--step", "best").strip() == digest(snapshot(200, 0))
