@@ -7,7 +7,7 @@ from typing import Any
 
 from hvtrain.engine import sockets
 from hvtrain.engine.world import Place, export
-from hvtrain.errors import EnvironmentNotReady, RoundBroken
+from hvtrain.errors import EnvironmentNotReady, RoundBroken, Stalled
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 400e-6
 """Seconds between two looks whether a collective operation is over. Each is bounded by ``comm.timeout``."""
@@ -29,6 +29,7 @@ class TorchWorld:
             raise EnvironmentNotReady(f"Horovod for PyTorch is not usable: {error}.", "hvtrain engine build") from None
         self._hvd, self._lost = hvd, HorovodInternalError
         self.rank, self.size, self.local_rank = place.rank, place.size, place.local_rank
+        self._timeout = place.timeout
         before = sockets.stream_sockets()
         export(place)
         try:
@@ -47,8 +48,12 @@ class TorchWorld:
         try:
             # Horovod's own wait (WaitAndClear in torch/mpi_ops_v2.cc, 0.28.1) spins on sched_yield and so takes the
             # core that the reduction needs: on 2 cores an all-reduce takes twice as long beside it.
-            pause = SHORTEST_PAUSE
+            pause, deadline = SHORTEST_PAUSE, time.monotonic() + self._timeout
             while not self._hvd.poll(handle):
+                if time.monotonic() > deadline:  # Horovod itself waits for a rank that does not come for ever
+                    raise Stalled(f"another rank has not joined a collective operation for comm.timeout "
+                                  f"({self._timeout:g} s): it hangs in user code, or is that much slower. The logs of the "
+                                  "other ranks may tell; a larger comm.timeout waits longer")
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             self._hvd.synchronize(handle)

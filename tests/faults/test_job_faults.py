@@ -63,6 +63,12 @@ def test_a_stopped_worker_is_found_killed_and_reported(run):
     assert time.monotonic() - begin < 60 and run.gone()
 
 
+def test_a_worker_that_hangs_in_user_code_does_not_keep_the_others_waiting_for_ever(run):
+    """Its process answers, so no heartbeat is missing; Horovod would wait for it without an end."""
+    done = run.run(*with_fault(run, "hang", 1, 9), "comm.timeout=2s", "launch.stop_timeout=2s", workers=2, code=145)
+    assert "rank 0: another rank has not joined" in done.stderr and victim(run) and run.gone()
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoiled(run):
     done = run.run(*with_fault(run, "nan", 1, 9), workers=2, code=5)
     assert "the loss of step 10 is nan" in done.stderr and victim(run)

@@ -26,7 +26,7 @@ class Blobs(Task):
         samples: size of the training set.
         norm: use BatchNorm.
         ledger: directory into which every rank writes the samples of each committed step.
-        fault: ``{"kind": kill|raise|nan|stop|exit|thread_kill, "rank": R, "step": K}``, done once: the file
+        fault: ``{"kind": kill|raise|nan|stop|exit|hang, "rank": R, "step": K}``, done once: the file
             ``fault.done`` in ``ledger`` records that it reached its victim.
         slow: seconds that every step takes longer.
     """
@@ -103,6 +103,8 @@ class Fault(Callback):
             os.kill(os.getpid(), signal.SIGKILL)
         elif kind == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
+        elif kind == "hang":
+            time.sleep(3600)
         elif kind == "exit":
             os._exit(17)
         elif kind == "raise":
