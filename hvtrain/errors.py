@@ -84,6 +84,10 @@ class EnvironmentNotReady(HvtrainError, RuntimeError):
         super().__init__(f"{message} Mend it with: {remedy}" if remedy else message)
 
 
+class CoordinatorGone(EnvironmentNotReady):
+    """Nobody listens where the coordinator was: its process has ended."""
+
+
 class EngineBuildError(EnvironmentNotReady):
     """The Horovod engine could not be built."""
 
@@ -151,6 +155,22 @@ class RoundBroken(HvtrainError):
     exit_code = ExitCode.LOST_WORKERS
 
 
+class RoundPaused(HvtrainError):
+    """All members have agreed to form another round at this step; not an error, but a way out of the loop."""
+
+    exit_code = ExitCode.LOST_WORKERS
+
+
+class Dismissed(HvtrainError):
+    """This worker is not needed any more; ``salvage`` asks it to save the last committed step first."""
+
+    exit_code = ExitCode.LOST_WORKERS
+
+    def __init__(self, reason: str, salvage: bool = False):
+        self.salvage = salvage
+        super().__init__(reason)
+
+
 class WorkersLost(HvtrainError):
     """Workers died and the job cannot go on without them."""
 
@@ -159,5 +179,11 @@ class WorkersLost(HvtrainError):
 
 class Stalled(HvtrainError):
     """A worker is alive but does not answer."""
+
+    exit_code = ExitCode.STALLED
+
+
+class Unanswered(RoundBroken, Stalled):
+    """A member has not joined a collective operation in time."""
 
     exit_code = ExitCode.STALLED

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Mapping
+from typing import Any, Callable, Iterable, Iterator, Mapping
 
 from hvtrain.adapters.base import Adapter
 from hvtrain.checkpoint.policy import better, resolve_mode
@@ -19,9 +19,9 @@ from hvtrain.task import Task
 class Evaluator:
     """Evaluates on the task's ``eval`` data; does nothing where there is none."""
 
-    def __init__(self, job: Job, task: Task):
+    def __init__(self, job: Job, task: Task, tick: Callable[[], None] = lambda: None):
         data = task.data("eval") if job.eval.every is not None else None
-        self._job = job
+        self._job, self._tick = job, tick
         self._source = as_source(data) if data is not None else None
         if self._source is None and (job.checkpoint.best or job.train.early_stopping):
             raise UsageError("checkpoint.best and train.early_stopping need evaluations, but the task's data('eval') "
@@ -51,7 +51,15 @@ class Evaluator:
         batch = data.eval_batch or data.micro_batch or data.global_batch
         pieces = shares(len(self._source), batch, rank=world.rank, size=world.size)
         batches = self._loader.batches((0, piece) for piece in pieces)
-        return adapter.evaluate(((b, len(piece)) for b, piece in zip(batches, pieces)), self._job.eval.ema)
+        try:
+            return adapter.evaluate(self._ticking(zip(batches, pieces)), self._job.eval.ema)
+        finally:
+            batches.close()  # left early by a broken round
+
+    def _ticking(self, batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, int]]:
+        for batch, piece in batches:
+            yield batch, len(piece)
+            self._tick()
 
     def judge(self, progress: Progress, metrics: Mapping[str, float]) -> tuple[bool, bool]:
         """Update ``progress`` by new metrics; (whether they are the best, whether to stop early).

@@ -2,12 +2,14 @@
 
 ::
 
-    feed --> gradients --(all ranks agree: loss, flags)--> apply --> commit --> evaluate? --> save?
-                 |                                                                 |
-            RoundBroken: nothing of the step has happened; a survivor saves the last commit
+    enter a round --> recover the state --> feed --> gradients --(all ranks agree: loss, flags)--> apply --> commit
+          ^                                  ^                                                                 |
+          |                                  +--- save? <-- evaluate? <----------------------------------------+
+          +-- RoundBroken: nothing of the step has happened, or all of it
+          +-- RoundPaused: all members go on together in another round
 
 Flags ride along with the gradients, so all ranks decide alike at no cost: stop on request, save by the clock,
-stop by a callback.
+stop by a callback, pause for another round.
 """
 
 from __future__ import annotations
@@ -15,27 +17,31 @@ from __future__ import annotations
 import logging
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Mapping, Sequence
 
-from hvtrain import adapters, schedules
+from hvtrain import adapters, probe
 from hvtrain.callbacks import Callback, Moment
+from hvtrain.checkpoint.memory import SharedSnapshots
 from hvtrain.config import Job
 from hvtrain.data.feed import StepData, feed
 from hvtrain.data.loader import Loader
 from hvtrain.data.sampler import GlobalSampler, balanced_weights
 from hvtrain.data.sources import as_source
-from hvtrain.errors import CheckpointError, Diverged, RoundBroken
+from hvtrain.errors import CheckpointError, Dismissed, Diverged, RoundBroken, RoundPaused
 from hvtrain.evaluation import Evaluator
+from hvtrain.horizon import Horizon
+from hvtrain.keeping import Keeper
 from hvtrain.meter import Meter
 from hvtrain.progress import Progress
-from hvtrain.saving import Saver, key
+from hvtrain.recovery import Recovery
+from hvtrain.saving import Saver
 from hvtrain.session import Session
 from hvtrain.task import Task
 
 log = logging.getLogger(__name__)
 
-STOP, SAVE, CALLBACK = range(3)
+STOP, SAVE, CALLBACK, PAUSE = range(4)
 """Meaning of the flags that are summed over the ranks with every step."""
 
 
@@ -49,17 +55,27 @@ class Outcome:
 
 
 class Loop:
-    """Trains ``task`` as ``job`` says, as one rank among those of the session's world."""
+    """Trains ``task`` as ``job`` says, as one rank among those of the session's rounds.
+
+    Args:
+        memory: the host's shared memory for snapshots, None for none.
+        worker, start: this worker's name and the number of the run's start, for the ledger.
+    """
 
     def __init__(self, job: Job, task: Task, session: Session, *, threads: int, local_rank: int = 0,
-                 callbacks: Sequence[Callback] = ()):
+                 callbacks: Sequence[Callback] = (), memory: SharedSnapshots | None = None, worker: str = "w0",
+                 start: int = 1):
         self._job, self._task, self._session = job, task, session
         self._callbacks = [*task.callbacks(), *callbacks]
-        self._adapter = adapters.make(job.framework, job=job, task=task, threads=threads, local_rank=local_rank)
+        self._adapter = adapters.make(job.framework, job=job, task=task, threads=threads, local_rank=local_rank,
+                                      tick=session.tick)
         self._progress = Progress()
-        self._flags = [0.0, 0.0, 0.0]
-        self._saved_on_break: int | None = None
+        self._saver = Saver(job, self._adapter, self._callbacks, session)
+        self._keeper = Keeper(job, self._saver, memory, worker, start)
+        self._recovery = Recovery(self._adapter, self._saver, self._keeper, session, self._callbacks)
+        self._saved_at_end: int | None = None
         self._callback_stop = False
+        self._begun = (0.0, 0)  # when this worker trained first, and from which step on
 
     @property
     def step(self) -> int:
@@ -68,37 +84,63 @@ class Loop:
 
     @property
     def salvaged_step(self) -> int | None:
-        """The step that this rank saved after its round broke, if it did."""
-        return self._saved_on_break
+        """The step that this rank saved when the job ended by another's failure, if it did."""
+        return self._saved_at_end
 
     def run(self) -> Outcome:
         """Train to the end, or until asked to stop.
 
         Raises:
-            RoundBroken: a peer is gone; ``salvaged_step`` says what was saved.
+            RoundBroken: a peer is gone, and the session is not elastic; ``salvaged_step`` says what was saved.
             Diverged: the loss of a step is not finite; nothing of that step was applied.
             UserCodeError, CheckpointError, and whatever user code raises.
         """
         self._prepare()
-        self._world = self._session.enter(self._outline())
+        probe.reached("joining")
+        reason = ""
         try:
-            self._adapter.join(self._world)
-            self._restore()
-            self._emit("on_start")
-            outcome = self._train()
-            self._saver.close()
-            self._emit("on_end")
-            return outcome
+            while True:
+                try:
+                    outcome = self._live_through_a_round(reason)
+                except (RoundBroken, RoundPaused) as error:
+                    if not self._session.elastic:
+                        raise
+                    log.info("step %d: %s", self._progress.step, error)
+                    reason = "pause" if isinstance(error, RoundPaused) else str(error)
+                    continue
+                if self._session.conclude(outcome.step, outcome.stopped, outcome.summary):
+                    self._emit("on_end")
+                    return outcome
+                reason = "another worker could not finish"
+        except Dismissed as error:
+            self._save_last(error.salvage)
+            return Outcome(self._progress.step, True)
         except BaseException as error:
             self._on_error(error)
             raise
         finally:
             self._loader.close()
             self._evaluator.close()
+            self._keeper.close()
 
-    def leave(self) -> None:
-        """Leave the round; after that no collective operation is possible."""
-        self._world.close()
+    def _live_through_a_round(self, reason: str) -> Outcome:
+        standing = self._progress.step if self._recovery.holds_state else -1
+        self._world = self._session.enter(self._outline(), standing, reason)
+        self._adapter.join(self._world)
+        first = not self._recovery.holds_state
+        old_size = self._recovery.size
+        self._progress = self._recovery.run(self._world, self._progress)
+        self._horizon.resize(self._world.size)
+        self._progress.position = self._horizon.sampler.next(self._progress.position, 0)
+        if first:
+            self._begun = time.perf_counter(), self._progress.step
+            self._emit("on_start")
+        old_size = self._recovery.saved_size if first else old_size
+        if old_size and old_size != self._world.size:
+            self._emit("on_resize", old_size)
+        outcome = self._train()
+        self._saver.close()
+        return outcome
 
     # Setting up ----------------------------------------------------------------------------------------
     def _prepare(self) -> None:
@@ -107,85 +149,90 @@ class Loop:
         source = as_source(self._task.data("train"))
         weights = {"uniform": lambda: None, "weighted": self._task.sample_weights,
                    "balanced": lambda: balanced_weights(self._task.labels())}[job.data.sampling]()
-        self._sampler = GlobalSampler(len(source), job.data.global_batch, job.run.seed, shuffle=job.data.shuffle,
-                                      drop_last=job.data.drop_last, weights=weights)
-        self._per_epoch = self._sampler.steps_per_epoch
-        epochs = job.train.epochs
-        self._total = job.train.steps if job.train.steps is not None else (epochs or 1) * self._per_epoch
-        self._factor = schedules.make(job.optim.schedule, self._total, self._per_epoch)
+        sampler = GlobalSampler(len(source), job.data.global_batch, job.run.seed, shuffle=job.data.shuffle,
+                                drop_last=job.data.drop_last, weights=weights)
+        self._keeper.draws(sampler)
+        self._horizon = Horizon(job, sampler, job.launch.workers or 1)
         self._loader = Loader(source, self._task.collate, job.data.workers, job.data.prefetch, job.run.seed)
-        self._evaluator = Evaluator(job, self._task)
-        self._saver = Saver(job, self._adapter, self._callbacks, self._session)
+        self._evaluator = Evaluator(job, self._task, self._session.tick)
         self._meter = Meter()
 
     def _outline(self) -> dict[str, Any]:
-        return {"steps": self._total, "steps_per_epoch": self._per_epoch, "samples": self._sampler.length,
-                "parameters": self._adapter.parameter_count()}
-
-    def _restore(self) -> None:
-        found = self._saver.load() if self._world.rank == 0 else None
-        state = self._adapter.share(found[1].state if found else None, 0, "resume.state")
-        if state is None:
-            self._adapter.share_state(0)
-            return
-        if found is not None:
-            self._adapter.restore(found[1].groups, state["framework_state"])
-            self._session.event("resumed", state["step"], path=str(found[0]))
-        self._adapter.share_state(0)
-        self._progress = Progress.from_json(state)
-        self._progress.position = self._sampler.next(self._progress.position, 0)
-        for callback in self._callbacks:
-            if key(callback) in state["callbacks"]:
-                callback.load_state(state["callbacks"][key(callback)])
-        if state["world_size"] != self._world.size:
-            self._emit("on_resize", state["world_size"])
-        self._session.at(self._progress.step)
+        return {"steps": self._horizon.total, "steps_per_epoch": self._horizon.per_epoch,
+                "samples": self._horizon.sampler.length, "parameters": self._adapter.parameter_count()}
 
     # Training ------------------------------------------------------------------------------------------
     def _train(self) -> Outcome:
         progress = self._progress
-        left = 0 if progress.ended else max(0, self._total - progress.step)
-        steps = feed(self._sampler, self._loader, progress.position, rank=self._world.rank, size=self._world.size,
-                     micro_batch=self._job.data.micro_batch, steps=left)
-        started, first = time.perf_counter(), progress.step
-        self._meter = Meter()
-        stop = False
-        for data in steps:
-            stop, save, progress.ended = self._step(data)
-            last = stop or progress.ended or progress.step >= self._total
-            if (save or last) and self._world.rank == 0:
-                self._saver.save(progress, self._world.size, wait=last)
-            if last:
-                break
-        stopped = stop and progress.step < self._total
+        last = self._follow_up()
+        left = self._horizon.left(progress)
+        if not last and left:
+            steps = feed(self._horizon.sampler, self._loader, progress.position, rank=self._world.rank,
+                         size=self._world.size, micro_batch=self._job.data.micro_batch, steps=left)
+            self._meter = Meter()
+            for data in steps:
+                self._step(data)
+                if self._follow_up():
+                    break
+        started, first = self._begun
+        stopped = progress.flag(STOP) and not progress.ended and self._horizon.left(progress) > 0
         return Outcome(progress.step, stopped, {
             "steps": progress.step - first, "seconds": round(time.perf_counter() - started, 3),
             "metrics": progress.evaluated, "best": progress.best, "best_step": progress.best_step,
             "ended": progress.ended, "epoch": progress.position.epoch})
 
-    def _step(self, data: StepData) -> tuple[bool, bool, bool]:
-        """One step; (stop on request, save now, end early for good), the same on every rank."""
+    def _step(self, data: StepData) -> None:
+        """One step, up to its commit."""
         progress, adapter = self._progress, self._adapter
         adapter.seed(progress.step)
         overdue = self._world.rank == 0 and self._saver.overdue()
-        flags = [float(self._session.stop_signal() > 0), float(overdue), float(self._callback_stop)]
+        flags = [float(self._session.stop_signal() > 0), float(overdue), float(self._callback_stop),
+                 float(self._session.pause_asked())]
+        self._keeper.used(progress, data, self._world, self._session.round)
         reduced = adapter.gradients(data.batches, data.counts, data.total, flags)
         if not math.isfinite(reduced.loss):
             raise Diverged(self._diverged(reduced.loss, data))
-        applied = adapter.apply(progress.step, self._factor(progress.step))
+        probe.reached("reduced")
+        applied = adapter.apply(progress.step, self._horizon.factor(progress))
         progress.step += 1
         progress.position = data.after
+        progress.flags, progress.settled = reduced.flags, False
+        self._keeper.committed(progress, self._session.round)
         self._session.at(progress.step)
+        probe.reached("committed")
         self._meter.add(data.total, reduced.communication)
-        epoch_end = data.after.epoch != data.position.epoch
-        last = progress.step >= self._total
         measured = {"loss": reduced.loss, **applied}
         self._emit("on_step_end", metrics=measured)
         self._emit("on_commit", metrics=measured)
-        self._log(measured, data)
-        improved, early = self._evaluate(data, epoch_end, last or bool(reduced.flags[CALLBACK]))
-        save = improved or self._saver.due(progress, epoch_end=epoch_end) or reduced.flags[SAVE] > 0
-        return reduced.flags[STOP] > 0, save, early or reduced.flags[CALLBACK] > 0
+        self._log(measured)
+
+    def _follow_up(self) -> bool:
+        """What is due after a step, the same on every rank; True if the training ends here.
+
+        Also done after a recovery: then the step was committed, but what follows it was not done by all.
+        """
+        progress = self._progress
+        over = progress.ended or self._horizon.left(progress) == 0
+        if not progress.settled:
+            before = replace(progress)
+            try:
+                improved, early = self._evaluate(over or progress.flag(CALLBACK))
+            except RoundBroken:
+                vars(progress).update(vars(before))  # it will be judged again
+                raise
+            progress.ended = progress.ended or early or progress.flag(CALLBACK)
+            progress.settled = True
+            due = improved or self._saver.due(progress, epoch_end=progress.epoch_end) or progress.flag(SAVE)
+            if due and self._world.rank == 0:
+                self._saver.save(progress, self._world.size)
+        last = over or progress.ended or progress.flag(STOP)
+        if last and progress.step and self._world.rank == 0:
+            self._saver.save(progress, self._world.size, wait=True)
+        self._keeper.keep(progress, self._world)
+        if not last and progress.flag(PAUSE):
+            progress.flags = ()  # done with: the next round begins here
+            raise RoundPaused("all members pause here, for another round")
+        return last
 
     def _diverged(self, loss: float, data: StepData) -> str:
         step = self._progress.step
@@ -194,19 +241,20 @@ class Loop:
         return (f"the loss of step {step + 1} is {loss}. {weights}. Lower optim.lr, set train.grad_clip, or look at the "
                 f"data: the step reads epoch {data.position.epoch} from sample {data.position.cursor} on")
 
-    def _log(self, measured: Mapping[str, float], data: StepData) -> None:
+    def _log(self, measured: Mapping[str, float]) -> None:
         if self._world.rank == 0 and self._progress.step % self._job.log.every == 0:
             values = {**measured, **self._meter.read(), "world_size": self._world.size}
-            self._session.report("train", self._progress.step, data.position.epoch, values)
+            self._session.report("train", self._progress.step, self._progress.read_epoch, values)
 
-    def _evaluate(self, data: StepData, epoch_end: bool, last: bool) -> tuple[bool, bool]:
-        if not self._evaluator.due(self._progress, epoch_end=epoch_end, last=last):
+    def _evaluate(self, last: bool) -> tuple[bool, bool]:
+        if not self._evaluator.due(self._progress, epoch_end=self._progress.epoch_end, last=last):
             return False, False
         started = time.perf_counter()
+        probe.reached("evaluation")
         metrics = self._evaluator.run(self._adapter, self._world)
         improved, early = self._evaluator.judge(self._progress, metrics)
         if self._world.rank == 0:
-            self._session.report("eval", self._progress.step, data.position.epoch, metrics)
+            self._session.report("eval", self._progress.step, self._progress.read_epoch, metrics)
         if early:
             self._session.event("early_stop", self._progress.step)
         self._emit("on_evaluation_end", metrics=metrics)
@@ -220,16 +268,16 @@ class Loop:
             self._emit("on_exception", error)
         except Exception:  # noqa: BLE001 - the first error is the one to report
             log.exception("a callback failed in on_exception")
-        if isinstance(error, RoundBroken) and self._progress.step and self._session.salvage():
-            try:
-                self._saver.save(self._progress, self._world.size, wait=True)
-                self._saved_on_break = self._progress.step
-            except CheckpointError as failure:
-                log.error("the last step could not be saved: %s", failure)
+        self._save_last(isinstance(error, RoundBroken) and bool(self._progress.step) and self._session.salvage())
+
+    def _save_last(self, wanted: bool) -> None:
         try:
+            if wanted and self._progress.step:
+                self._saver.save(self._progress, self._recovery.size or 1, wait=True)
+                self._saved_at_end = self._progress.step
             self._saver.close()
         except CheckpointError as failure:
-            log.error("%s", failure)
+            log.error("the last step could not be saved: %s", failure)
 
     def _emit(self, hook: str, *arguments: Any, metrics: Mapping[str, float] | None = None) -> None:
         for callback in self._callbacks:

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any, Sequence
 
+from hvtrain import probe
 from hvtrain.adapters.base import Adapter
 from hvtrain.callbacks import Callback
 from hvtrain.checkpoint.background import BackgroundWriter
@@ -16,6 +17,7 @@ from hvtrain.checkpoint.snapshot import Snapshot
 from hvtrain.checkpoint.store import Store
 from hvtrain.checkpoint.writer import Written
 from hvtrain.config import Job
+from hvtrain.engine.world import World
 from hvtrain.errors import CheckpointDamaged, CheckpointMissing, Diverged
 from hvtrain.progress import Progress
 from hvtrain.session import Session
@@ -72,26 +74,41 @@ class Saver:
                            "the older ones are intact. Lower optim.lr or set train.grad_clip")
         if progress.step != self._saved_step:
             self._saved_step = progress.step
-            self._writer.submit(self._snapshot(progress, world_size), timeout=self._job.launch.stop_timeout.seconds)
+            self._writer.submit(self.snapshot(progress, world_size), timeout=self._job.launch.stop_timeout.seconds)
+            probe.reached("checkpoint")
         if wait:
             self._writer.wait(self._job.launch.stop_timeout.seconds)
 
     def close(self) -> None:
-        """Wait for what is being written and raise its error."""
-        if self._writer is not None:
-            self._writer.close(self._job.launch.stop_timeout.seconds)
+        """Wait for what is being written and raise its error. May be used again after that."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            writer.close(self._job.launch.stop_timeout.seconds)
 
-    def load(self) -> tuple[Path, Snapshot] | None:
-        """What ``checkpoint.resume`` asks to go on from, or None for a fresh start.
+    def newest_step(self) -> int | None:
+        """The step of the newest durable checkpoint of this run, None if there is none."""
+        return max(self._store.steps(), default=None)
+
+    def catch_up(self, progress: Progress, world: World) -> None:
+        """Save now if the last checkpoint that was due never became durable: who wrote it may be gone."""
+        due = self._last_due(progress)
+        if world.rank == 0 and progress.settled and due > self._saved_step and due > (self.newest_step() or 0):
+            self.save(progress, world.size)
+
+    def load(self, fresh: bool) -> tuple[Path, Snapshot] | None:
+        """What to go on from, or None for a fresh start.
+
+        Args:
+            fresh: the job has only begun, so ``checkpoint.resume`` decides; else it goes on from its own checkpoints.
 
         Raises:
             CheckpointMissing, CheckpointDamaged: a certain checkpoint was asked for and is not usable, or
                 there are checkpoints and none of them is sound.
         """
         resume = self._config.resume
-        if resume == "never":
+        if fresh and resume == "never":
             return None
-        if resume != "auto":
+        if resume not in ("auto", "never") and (fresh or not self._store.steps()):
             return self._load_path(Path(resume))
         self._store.clean()
         found = self._store.load_newest(log)
@@ -115,14 +132,24 @@ class Saver:
                                     "run directory, auto or never")
         return path, self._store.read(path)
 
-    def _snapshot(self, progress: Progress, world_size: int) -> Snapshot:
-        state: dict[str, Any] = {**progress.to_json(), "world_size": world_size,
-                                 "framework_state": self._adapter.scalars(),
-                                 "callbacks": {key(c): c.state() for c in self._callbacks}}
+    def state(self, progress: Progress, world_size: int) -> dict[str, Any]:
+        """All of the state that is not tensors, JSON-able."""
+        return {**progress.to_json(), "world_size": world_size, "framework_state": self._adapter.scalars(),
+                "callbacks": {key(c): c.state() for c in self._callbacks}}
+
+    def snapshot(self, progress: Progress, world_size: int, copy: bool = True) -> Snapshot:
+        """The whole state; without ``copy`` its tensors are good until training goes on."""
         fresh = progress.evaluated_step == progress.step
-        return Snapshot(step=progress.step, epoch=progress.position.epoch, groups=self._adapter.export(), state=state,
-                        world_size=world_size, metrics=progress.evaluated if fresh else {},
-                        framework=self._job.framework)
+        return Snapshot(step=progress.step, epoch=progress.position.epoch, groups=self._adapter.export(copy),
+                        state=self.state(progress, world_size), world_size=world_size,
+                        metrics=progress.evaluated if fresh else {}, framework=self._job.framework)
+
+    def _last_due(self, progress: Progress) -> int:
+        """The last step up to ``progress`` at which ``checkpoint.every`` asked for a checkpoint; 0 if none has."""
+        every = self._config.every
+        if every is None or every.unit != "step":
+            return 0
+        return progress.step - progress.step % int(every.count)
 
     def _retention(self) -> Retention:
         config = self._config

@@ -2,19 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any, Mapping, Protocol
+from contextlib import nullcontext
+from typing import Any, ContextManager, Mapping, Protocol
 
 from hvtrain.engine.world import SoloWorld, World
 
 
-class Session(Protocol):
-    """A worker's tie to the rest of the job. The loop knows no sockets and no processes beside this."""
+class Cuttable(Protocol):
+    def cut(self) -> Any:
+        """Break whoever waits in this out of it; called from another thread."""
 
-    def enter(self, outline: Mapping[str, Any]) -> World:
-        """Say that model and data are ready (``outline`` describes the run), and wait for a world."""
+
+class Session(Protocol):
+    """A worker's tie to the rest of the job. The loop knows no sockets and no processes beside this.
+
+    ::
+
+        enter --> formed --> at, tick ... --> conclude --> True: over
+          ^                     | RoundBroken, RoundPaused     | False
+          +---------------------+------------------------------+
+    """
+
+    round: int
+    elastic: bool
+    fresh: bool
+    address: str
+    token: str
+
+    def enter(self, outline: Mapping[str, Any], step: int, reason: str) -> World:
+        """Say that this worker can take a seat, and wait until a round is formed with it.
+
+        Args:
+            outline: describes the run.
+            step: committed steps of the state that it holds, -1 if it holds none.
+            reason: why it left the round before, for the log; empty if there was none.
+
+        Raises:
+            Dismissed: there is no seat for it any more.
+            RoundBroken: the round broke while it was formed, and there will be no other (not ``elastic``).
+        """
+
+    def formed(self, step: int, *, source: str, known: int, received: int, seconds: Mapping[str, float]) -> None:
+        """This worker holds the state that its round goes on from: ``source`` says where that came from, ``known``
+        is the highest step known to have been committed, ``received`` counts bytes of state."""
+
+    def breakable(self, what: Cuttable) -> ContextManager[Any]:
+        """Within this context ``what`` is cut when the round breaks."""
 
     def at(self, step: int) -> None:
-        """``step`` steps are complete; for signs of life."""
+        """``step`` steps are complete."""
+
+    def tick(self) -> None:
+        """Something has got done: a micro-batch, a batch of an evaluation."""
+
+    def pause_asked(self) -> bool:
+        """Whether this round is to end at the next step boundary, for another one."""
+
+    def conclude(self, step: int, stopped: bool, summary: Mapping[str, Any]) -> bool:
+        """The loop has ended as it should. False if the others cannot end and this worker must come back."""
 
     def stop_signal(self) -> int:
         """The signal by which a stop was asked for, 0 if none was."""
@@ -26,17 +71,37 @@ class Session(Protocol):
         """Something that happened, for events.jsonl."""
 
     def salvage(self) -> bool:
-        """After a broken round: whether it falls to this worker to save the last committed step."""
+        """After the job's end by another's failure: whether it falls to this worker to save the last step."""
 
 
 class QuietSession:
     """A session of one process that tells nobody; also the base of those that tell somebody."""
 
-    def enter(self, outline: Mapping[str, Any]) -> World:
+    round = 1
+    elastic = False
+    fresh = True
+    address = token = ""
+
+    def enter(self, outline: Mapping[str, Any], step: int, reason: str) -> World:
         return SoloWorld()
+
+    def formed(self, step: int, *, source: str, known: int, received: int, seconds: Mapping[str, float]) -> None:
+        pass
+
+    def breakable(self, what: Cuttable) -> ContextManager[Any]:
+        return nullcontext(what)
 
     def at(self, step: int) -> None:
         pass
+
+    def tick(self) -> None:
+        pass
+
+    def pause_asked(self) -> bool:
+        return False
+
+    def conclude(self, step: int, stopped: bool, summary: Mapping[str, Any]) -> bool:
+        return True
 
     def stop_signal(self) -> int:
         return 0

@@ -71,8 +71,11 @@ class Adapter(Protocol):
     def parameter_count(self) -> int:
         """Number of trainable scalars."""
 
-    def export(self) -> dict[str, dict[str, Blob]]:
-        """Everything that determines the next step: tensors by group ("model", "optimizer", "ema")."""
+    def export(self, copy: bool = True) -> dict[str, dict[str, Blob]]:
+        """Everything that determines the next step: tensors by group ("model", "optimizer", "ema").
+
+        Without ``copy`` they may share memory with the model: good until training goes on.
+        """
 
     def scalars(self) -> dict[str, Any]:
         """JSON-able rest of the optimizer's state."""
@@ -86,5 +89,5 @@ class Adapter(Protocol):
     def share(self, value: Any, root: int, name: str) -> Any:
         """Rank ``root``'s JSON-able ``value``, on every rank."""
 
-    def share_state(self, root: int) -> None:
-        """Overwrite this rank's model, optimizer and averages by those of rank ``root``."""
+    def share_state(self, root: int) -> int:
+        """Overwrite this rank's model, optimizer and averages by those of rank ``root``; bytes received."""

@@ -15,6 +15,8 @@ COMMANDS = {  # name: (module, attribute, short help)
     "run": ("hvtrain.cli.run", "run", "Train what a job file describes."),
     "config": ("hvtrain.cli.config", "config", "Show, check or describe job files."),
     "ckpt": ("hvtrain.cli.ckpt", "ckpt", "List, verify, prune, export or compare checkpoints."),
+    "chaos": ("hvtrain.cli.chaos", "chaos", "Check fault plans, and tell what has struck a run."),
+    "drill": ("hvtrain.cli.drill", "drill", "Prove that a job survives faults: run it small, with and without."),
     "engine": ("hvtrain.cli.engine", "engine", "Build Horovod for the installed frameworks."),
     "doctor": ("hvtrain.cli.doctor", "doctor", "Say whether training can work here, and what to do if not."),
 }

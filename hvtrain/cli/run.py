@@ -13,7 +13,9 @@ import click
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("-np", "--workers", "workers", type=click.IntRange(min=1), metavar="N",
               help="Number of workers on this host; overrides launch.workers.")
-def run(config: str, overrides: tuple[str, ...], workers: int | None) -> int:
+@click.option("--chaos", "plan", type=click.Path(exists=True, dir_okay=False), metavar="PLAN",
+              help="Suffer the faults of this plan (hvtrain chaos example); for tests.")
+def run(config: str, overrides: tuple[str, ...], workers: int | None, plan: str | None) -> int:
     """Train what the job file CONFIG describes.
 
     Settings of the file can be overridden by KEY=VALUE, for example train.epochs=3 or optim.lr=1e-4.
@@ -26,11 +28,12 @@ def run(config: str, overrides: tuple[str, ...], workers: int | None) -> int:
 
     framework = guess_framework(config, overrides)
     if "HOROVOD_RANK" in os.environ and "HOROVOD_GLOO_RENDEZVOUS_PORT" in os.environ:
-        return _under_horovodrun(config, overrides, workers, framework)
-    return _by_itself(config, overrides, workers, framework)
+        return _under_horovodrun(config, overrides, workers, framework, plan)
+    return _by_itself(config, overrides, workers, framework, plan)
 
 
-def _by_itself(config: str, overrides: tuple[str, ...], workers: int | None, framework: str) -> int:
+def _by_itself(config: str, overrides: tuple[str, ...], workers: int | None, framework: str,
+               plan: str | None) -> int:
     from hvtrain.launch.agentstart import end_agent, start_agent
 
     agent = start_agent(framework)  # first of all: it imports the framework while this process gets ready
@@ -40,13 +43,14 @@ def _by_itself(config: str, overrides: tuple[str, ...], workers: int | None, fra
         from hvtrain.launch.joblaunch import command_line, prepare
 
         job = load(config, _with_workers(overrides, workers))
-        launch = prepare(job, config, command_line(sys.argv[1:]), interface=None)
+        launch = prepare(job, config, command_line(sys.argv[1:]), interface=None, faults=_faults(plan, job))
         return _run(local.run(launch, agent))
     finally:
         end_agent(agent)
 
 
-def _under_horovodrun(config: str, overrides: tuple[str, ...], workers: int | None, framework: str) -> int:
+def _under_horovodrun(config: str, overrides: tuple[str, ...], workers: int | None, framework: str,
+               plan: str | None) -> int:
     from hvtrain.control import warmstart
 
     warm = warmstart.start(framework)
@@ -61,7 +65,16 @@ def _under_horovodrun(config: str, overrides: tuple[str, ...], workers: int | No
                                    "leave it out", "command line", key="-np")])
     job = load(config, _with_workers(overrides, size))
     command = f"horovodrun -np {size} {command_line(sys.argv[1:])}"
-    return _run(horovodrun.run(prepare(job, config, command, interface=horovodrun.interface()), warm))
+    return _run(horovodrun.run(prepare(job, config, command, interface=horovodrun.interface(),
+                                       faults=_faults(plan, job)), warm))
+
+
+def _faults(plan: str | None, job):
+    if plan is None:
+        return None
+    from hvtrain.chaos.loading import load
+
+    return load(plan, workers=job.launch.workers or 1)
 
 
 def _with_workers(overrides: tuple[str, ...], workers: int | None) -> list[str]:

@@ -41,7 +41,12 @@ def _int_or_auto(value: Any, handler: Any) -> Any:
     raise PydanticCustomError("unit", "{text}", {"text": text})
 
 
+def _duration_or_auto(value: Any, handler: Any) -> Any:
+    return value if value == "auto" else _above_zero(Duration._validate(value))
+
+
 PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -54,3 +59,4 @@ StepsOrEpochs = Annotated[
     WithJsonSchema({"anyOf": Every._json_forms(time=False), "examples": Every._examples()}),
 ]
 Threads = Annotated[Union[PositiveInt, Literal["auto"]], WrapValidator(_int_or_auto)]
+Patience = Annotated[Union[Duration, Literal["auto"]], WrapValidator(_duration_or_auto)]

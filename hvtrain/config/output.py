@@ -64,6 +64,9 @@ class LogConfig(Section):
         default_factory=lambda: ["jsonl"], description=(
             "Where metrics go: jsonl writes metrics.jsonl into the run's directory; tensorboard needs the "
             "extra of that name."))
+    ledger: bool = Field(False, description=(
+        "Write down which samples every worker used in every step, into the run's directory ledger; hvtrain drill "
+        "proves with it that none was lost or used twice."))
     console: Console = Field("auto", description=(
         "Output in the terminal: rich shows live progress, plain prints lines, off is silent; auto takes "
         "rich on a terminal and plain elsewhere."))

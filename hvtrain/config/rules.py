@@ -54,6 +54,20 @@ def _world_size(job: "Job") -> Iterator[Conflict]:
             ("elastic.min_workers", "elastic.max_workers"))
 
 
+def _resizing(job: "Job") -> Iterator[Conflict]:
+    elastic = job.elastic
+    if elastic.lr_scaling != _default(elastic, "lr_scaling") and elastic.on_resize != "keep_local_batch":
+        yield Conflict("elastic.lr_scaling", (
+            "the learning rate follows the batch only with on_resize: keep_local_batch"), ("elastic.on_resize",))
+    if elastic.on_resize == "keep_local_batch" and job.launch.workers and job.data.global_batch % job.launch.workers:
+        yield Conflict("elastic.on_resize", (
+            f"keep_local_batch needs a global_batch ({job.data.global_batch}) that can be divided by launch.workers "
+            f"({job.launch.workers})"), ("data.global_batch",))
+    if elastic.snapshot_every is not None and elastic.snapshot_every.unit == "epoch":
+        yield Conflict("elastic.snapshot_every", (
+            f"expected steps or a time, such as \"50 steps\" or \"10 s\", got '{elastic.snapshot_every}'"))
+
+
 def _schedule(job: "Job") -> Iterator[Conflict]:
     schedule, where, name = job.optim.schedule, "optim.schedule", ("optim.schedule.name",)
     if schedule.name == "step":
@@ -110,4 +124,4 @@ def _evaluation(job: "Job") -> Iterator[Conflict]:
             "evaluated"), ("eval.every",))
 
 
-_RULES = (_length, _batches, _world_size, _schedule, _optimizer, _evaluation)
+_RULES = (_length, _batches, _world_size, _resizing, _schedule, _optimizer, _evaluation)

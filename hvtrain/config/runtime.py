@@ -6,8 +6,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from hvtrain.config.base import PositiveDuration, PositiveFloat, PositiveInt, Section, Text, Threads
-from hvtrain.config.units import Duration
+from hvtrain.config.base import (
+    NonNegativeInt, Patience, PositiveDuration, PositiveFloat, PositiveInt, Section, Text, Threads,
+)
+from hvtrain.config.units import Duration, Every
 
 
 class CommConfig(Section):
@@ -27,16 +29,38 @@ class CommConfig(Section):
 
 
 class ElasticConfig(Section):
-    """Bounds on the number of workers, and how lost ones are noticed."""
+    """What happens when workers are lost, and how many there may be."""
 
+    enabled: bool = Field(True, description=(
+        "Replace lost workers and go on. false: a lost worker ends the job, after a checkpoint by a survivor."))
     min_workers: PositiveInt = Field(1, description="The job does not run with fewer workers than this.")
     max_workers: PositiveInt | None = Field(None, description=(
         "The job never uses more workers than this. Left out: no bound."))
+    spares: NonNegativeInt = Field(0, description=(
+        "Workers that stand by with their model built, to take a lost one's place without a moment's wait. Each needs "
+        "the memory of a worker and a slot."))
     replace_timeout: Duration = Field(Duration(2.0, "2s"), description=(
-        "How long the others wait for a lost worker before they act without it. In this version they wait for its own "
-        "account of its end and then end the job in order; once lost workers are replaced, for its replacement."))
+        "How long the others wait for a lost worker's replacement before they go on without it; it then joins at a "
+        "later step."))
     heartbeat_timeout: PositiveDuration = Field(Duration(5.0, "5s"), description=(
-        "A worker that gives no sign of life for so long counts as lost."))
+        "A worker or an agent that gives no sign of life for so long counts as lost."))
+    step_timeout: Patience = Field("auto", description=(
+        "A worker that gets nothing done for so long, while the others wait for it, counts as lost. auto: ten times the "
+        "slowest step so far, but at least 20 s."))
+    coordinator_timeout: PositiveDuration = Field(Duration(10.0, "10s"), description=(
+        "When the coordinator cannot be reached for so long, the workers save a checkpoint and stop."))
+    snapshot_every: Every | None = Field(Every(50, "step", "50 steps"), description=(
+        "How often each host keeps a copy of the training's state in shared memory, outside the workers: what the job "
+        "goes on from when all workers die at once. Steps, or a time. null: never; then the last checkpoint serves."))
+    max_failures_per_step: PositiveInt = Field(3, description=(
+        "A step that fails so many times ends the job with the first failure's own message."))
+    max_losses_per_hour: PositiveInt | None = Field(200, description=(
+        "More lost workers than this within an hour end the job. null: no bound."))
+    on_resize: Literal["keep_global_batch", "keep_local_batch"] = Field("keep_global_batch", description=(
+        "When the number of workers changes: keep_global_batch changes nothing in the mathematics; keep_local_batch "
+        "scales the global batch with the number of workers, data.global_batch being that of launch.workers."))
+    lr_scaling: Literal["linear", "sqrt", "none"] = Field("linear", description=(
+        "With keep_local_batch: how the learning rate follows the global batch."))
 
 
 class LaunchConfig(Section):

@@ -5,6 +5,7 @@ The boot record comes on standard input as one JSON object; its end without one 
 
 from __future__ import annotations
 
+import signal
 import sys
 
 from hvtrain.control import warmstart
@@ -12,7 +13,10 @@ from hvtrain.control import warmstart
 
 def main() -> None:
     """Start the warm process, then import the rest, then serve."""
-    warm = warmstart.start(sys.argv[2])
+    from hvtrain.checkpoint.memory import SharedSnapshots
+
+    memory = SharedSnapshots.create()
+    warm = warmstart.start(sys.argv[2], memory.fds)
     import asyncio
     import json
     import logging
@@ -20,8 +24,10 @@ def main() -> None:
     from hvtrain.control import process
     from hvtrain.control.agent import Agent
     from hvtrain.control.boot import Boot
+    from hvtrain.report import rundir
 
-    process.die_with_parent(int(sys.argv[1]))
+    # Told, not killed: the workers save a checkpoint first.
+    process.die_with_parent(int(sys.argv[1]), signal.SIGTERM)
     process.set_name("hvtrain-agent")
     logging.basicConfig(level=logging.WARNING, format="hvtrain agent: %(message)s")
     text = sys.stdin.read()
@@ -30,13 +36,17 @@ def main() -> None:
         warm.process.wait()
         return
     record = json.loads(text)
+    # Held while there are workers, so that the next start of this run waits until they have saved.
+    lock = rundir.share(record["boot"]["run_dir"])
 
     async def serve() -> int:
         agent = Agent(Boot.from_json(record["boot"]), warm, name=record["name"], host=record["host"],
-                      slots=record["slots"], job_digest=record["job_digest"])
+                      slots=record["slots"], job_digest=record["job_digest"], memory=memory)
         return await agent.run()
 
-    sys.exit(asyncio.run(serve()))
+    code = asyncio.run(serve())
+    lock.close()
+    sys.exit(code)
 
 
 if __name__ == "__main__":

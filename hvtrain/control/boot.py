@@ -13,7 +13,9 @@ from hvtrain.control.client import Address
 class Boot:
     """``module_dir`` is put on the import path first: user code may live beside the job file.
 
-    ``threads`` is the number of CPU threads each worker computes with.
+    ``threads`` is the number of CPU threads each worker computes with; ``start`` counts the starts of the run.
+    ``snapshots`` are the descriptors of the host's shared memory (:mod:`hvtrain.checkpoint.memory`), which the agent
+    adds. ``faults`` is a fault plan, None in every serious run.
     """
 
     job: Job
@@ -21,14 +23,18 @@ class Boot:
     module_dir: str
     run_dir: str
     threads: int
+    start: int = 1
+    snapshots: tuple[int, ...] = ()
+    faults: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         address = self.coordinator
         return {"job": self.job.model_dump(mode="json"), "module_dir": self.module_dir, "run_dir": self.run_dir,
-                "threads": self.threads,
+                "threads": self.threads, "start": self.start, "snapshots": list(self.snapshots), "faults": self.faults,
                 "coordinator": {"host": address.host, "port": address.port, "token": address.token}}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Boot:
         return cls(job=Job.model_validate(data["job"]), coordinator=Address(**data["coordinator"]),
-                   module_dir=data["module_dir"], run_dir=data["run_dir"], threads=data["threads"])
+                   module_dir=data["module_dir"], run_dir=data["run_dir"], threads=data["threads"],
+                   start=data["start"], snapshots=tuple(data["snapshots"]), faults=data["faults"])

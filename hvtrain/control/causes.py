@@ -1,4 +1,4 @@
-"""Why a job ended: the words a user reads first, the exit code, and how much the account is worth.
+"""Why a worker was lost or a job ended: the words a user reads first, the exit code, and how much the account is worth.
 
 When one worker fails, the others see only that a peer is gone. ``weight`` orders the accounts: a worker's own
 exception outweighs a death seen from outside, and that outweighs an echo ("connection closed by peer").
@@ -16,14 +16,21 @@ ECHO, OBSERVED, CERTAIN = 1, 2, 3
 
 @dataclass(frozen=True)
 class Cause:
+    """``kind`` is one word for events.jsonl; ``salvage``: whether the survivors' last step is worth saving."""
+
     exit_code: int
     reason: str
     traceback: str = ""
     weight: int = CERTAIN
     step: int | None = None
     rank: int | None = None
-    salvage: bool = True  # whether the survivors' last committed step is worth saving
-    silent: tuple[int, ...] = ()  # ranks that do not answer
+    salvage: bool = True
+    kind: str = "failed"
+
+    @property
+    def passing(self) -> bool:
+        """Whether the same step may well succeed in another attempt."""
+        return self.exit_code in (ExitCode.USER_CODE, ExitCode.LOST_WORKERS, ExitCode.STALLED)
 
 
 def done() -> Cause:
@@ -34,19 +41,19 @@ def stopped(signal: int, saved: bool) -> Cause:
     name = _name(signal)
     code = ExitCode.INTERRUPTED if signal == signals.SIGINT else ExitCode.TERMINATED
     how = "after a checkpoint" if saved else "before the workers could agree on a last checkpoint"
-    return Cause(code, f"stopped by {name} {how}", salvage=True)
+    return Cause(code, f"stopped by {name} {how}", salvage=True, kind="stopped")
 
 
 def lost_worker(rank: int, host: str, code: int, signal: int, step: int) -> Cause:
     how = f"was killed by {_name(signal)}" if signal else f"ended by itself with exit status {code}"
     hint = " (if nobody killed it, look for the kernel's out-of-memory message)" if signal == signals.SIGKILL else ""
     return Cause(ExitCode.LOST_WORKERS, f"the worker with rank {rank} on {host} {how}{hint}",
-                 weight=OBSERVED, rank=rank, step=step)
+                 weight=OBSERVED, rank=rank, step=step, kind="killed" if signal else "exited")
 
 
 def lost_agent(agent: str, host: str) -> Cause:
     return Cause(ExitCode.LOST_WORKERS, f"the agent {agent} on {host} is gone, and its workers with it",
-                 weight=OBSERVED)
+                 weight=OBSERVED, kind="agent_lost")
 
 
 def too_few_slots(found: int, wanted: int, seconds: float) -> Cause:
@@ -54,16 +61,52 @@ def too_few_slots(found: int, wanted: int, seconds: float) -> Cause:
                  f"({seconds:g} s)", salvage=False)
 
 
+def too_few_workers(found: int, least: int, seconds: float) -> Cause:
+    return Cause(ExitCode.LOST_WORKERS, f"only {found} of at least {least} workers (elastic.min_workers) are left, and no "
+                 f"others came within launch.start_timeout ({seconds:g} s)", weight=OBSERVED)
+
+
 def not_ready(ranks: list[int], seconds: float) -> Cause:
     who = ", ".join(map(str, sorted(ranks)))
     return Cause(ExitCode.STALLED, f"rank {who} did not build its model and data within launch.start_timeout "
-                 f"({seconds:g} s)", salvage=False)
+                 f"({seconds:g} s)", rank=min(ranks), salvage=False, kind="not_ready")
 
 
-def stalled(ranks: list[int], seconds: float) -> Cause:
-    who = ", ".join(map(str, sorted(ranks)))
-    return Cause(ExitCode.STALLED, f"rank {who} has given no sign of life for elastic.heartbeat_timeout "
-                 f"({seconds:g} s)", rank=min(ranks), silent=tuple(ranks))
+def silent(rank: int, seconds: float, step: int) -> Cause:
+    return Cause(ExitCode.STALLED, f"rank {rank} has given no sign of life for elastic.heartbeat_timeout ({seconds:g} s)",
+                 weight=OBSERVED, rank=rank, step=step, kind="silent")
+
+
+def stuck(rank: int, seconds: float, step: int) -> Cause:
+    return Cause(ExitCode.STALLED, f"rank {rank} is alive but has got nothing done for {seconds:.3g} s "
+                 "(elastic.step_timeout) while the others waited for it; its log has the stacks of its threads",
+                 weight=OBSERVED, rank=rank, step=step, kind="stuck")
+
+
+def no_progress(seconds: float, step: int) -> Cause:
+    return Cause(ExitCode.STALLED, f"all workers have waited for each other for {seconds:.3g} s (elastic.step_timeout) after "
+                 f"step {step}: the network between them, or ranks that take part in different operations",
+                 weight=OBSERVED, step=step, kind="no_progress")
+
+
+def unformed(attempts: int) -> Cause:
+    return Cause(ExitCode.STALLED, f"the workers could not connect to each other in {attempts} attempts, though none of "
+                 "them was lost; their logs say which connection failed", weight=OBSERVED)
+
+
+def did_not_leave(rank: int, seconds: float) -> Cause:
+    return Cause(ExitCode.STALLED, f"rank {rank} did not leave within launch.stop_timeout ({seconds:g} s)",
+                 weight=OBSERVED, rank=rank, kind="stuck")
+
+
+def too_many_losses(count: int, last: Cause) -> Cause:
+    return Cause(last.exit_code, f"{count} workers were lost within an hour, more than elastic.max_losses_per_hour allows; "
+                 f"the last: {last.reason}", last.traceback, weight=CERTAIN, rank=last.rank, step=last.step)
+
+
+def step_failed(step: int, failures: int, first: Cause) -> Cause:
+    return Cause(first.exit_code, f"step {step + 1} failed {failures} times (elastic.max_failures_per_step). The first "
+                 f"failure: {first.reason}", first.traceback, weight=CERTAIN, rank=first.rank, step=step)
 
 
 def _name(signal: int) -> str:

@@ -11,12 +11,16 @@ from typing import Callable
 import aiohttp
 
 from hvtrain.control import auth, messages
-from hvtrain.errors import EnvironmentNotReady, ProtocolError
+from hvtrain.errors import CoordinatorGone, EnvironmentNotReady, ProtocolError
 
 log = logging.getLogger(__name__)
 
 CONNECT_SECONDS = 15.0
 """How long a connection to the coordinator may take, proof included."""
+
+
+REOPEN_SECONDS = 0.2
+"""Pause between two attempts to reach a coordinator that has gone."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,9 @@ class Link:
             await asyncio.wait_for(self._handshake(url, hello), CONNECT_SECONDS)
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError, TypeError) as error:
             await self.close()
-            raise EnvironmentNotReady(f"the coordinator at {self._address.host}:{self._address.port} cannot be "
+            refused = isinstance(getattr(error, "os_error", error), ConnectionRefusedError)
+            kind = CoordinatorGone if refused else EnvironmentNotReady
+            raise kind(f"the coordinator at {self._address.host}:{self._address.port} cannot be "
                                       f"reached: {error or type(error).__name__}.") from None
 
     async def _handshake(self, url: str, hello: messages.Message) -> None:
@@ -62,8 +68,16 @@ class Link:
         await self._socket.send_str(auth.answer(self._address.token, nonce))
         await self.send(hello)
 
+    @property
+    def local_address(self) -> str:
+        """This end's address on the network of the job; empty if there is no connection."""
+        end = self._socket.get_extra_info("sockname") if self._socket is not None else None
+        return end[0] if end else ""
+
     async def send(self, message: messages.Message) -> None:
-        assert self._socket is not None
+        """Send. Raises ConnectionError if there is no connection."""
+        if self._socket is None:
+            raise ConnectionError("not connected")
         await self._socket.send_str(messages.encode(message))
 
     async def receive(self) -> messages.Message | None:
@@ -91,17 +105,23 @@ class Link:
 class ThreadedLink:
     """A worker's link: a daemon thread reads, so that training code never waits for the coordinator.
 
+    A connection that breaks is opened again for up to ``patience`` seconds.
+
     Args:
+        hello: the first message; its argument tells whether this is a connection opened ``again``.
         on_message: called in the thread with every message; must be quick.
-        on_lost: called in the thread when the coordinator is gone.
+        on_back: called in the thread when a broken connection has been replaced: messages may have been lost.
+        on_lost: called in the thread when the coordinator is gone for good.
         beat: called every ``beat_seconds`` for the message to send as a sign of life, or None for silence.
     """
 
-    def __init__(self, address: Address, hello: messages.Message, *,
-                 on_message: Callable[[messages.Message], None], on_lost: Callable[[], None],
-                 beat: Callable[[], messages.Message | None], beat_seconds: float):
+    def __init__(self, address: Address, hello: Callable[[bool], messages.Message], *,
+                 on_message: Callable[[messages.Message], None], on_back: Callable[[], None],
+                 on_lost: Callable[[], None], beat: Callable[[], messages.Message | None], beat_seconds: float,
+                 patience: float):
+        self._address, self._hello, self._patience = address, hello, patience
         self._link = Link(address)
-        self._hello, self._on_message, self._on_lost = hello, on_message, on_lost
+        self._on_message, self._on_back, self._on_lost = on_message, on_back, on_lost
         self._beat, self._beat_seconds = beat, beat_seconds
         self._loop = asyncio.new_event_loop()
         self._opened: threading.Event = threading.Event()
@@ -117,6 +137,11 @@ class ThreadedLink:
             raise EnvironmentNotReady("the coordinator does not answer.")
         if self._error is not None:
             raise self._error
+
+    @property
+    def local_address(self) -> str:
+        """See :attr:`Link.local_address`."""
+        return self._link.local_address
 
     def post(self, message: messages.Message) -> None:
         """Send without waiting; a lost connection is reported by ``on_lost``, not here."""
@@ -153,19 +178,37 @@ class ThreadedLink:
 
     async def _serve(self) -> None:
         try:
-            await self._link.open(self._hello)
+            await self._link.open(self._hello(False))
         except Exception as error:  # noqa: BLE001 - handed to the thread that waits in open()
             self._error = error
             self._closing = True
             return
         finally:
             self._opened.set()
-        pulse = asyncio.create_task(self._pulse())
-        try:
-            while (message := await self._link.receive()) is not None:
-                self._on_message(message)
-        finally:
-            pulse.cancel()
+        while True:
+            pulse = asyncio.create_task(self._pulse())
+            try:
+                while (message := await self._link.receive()) is not None:
+                    self._on_message(message)
+            finally:
+                pulse.cancel()
+            if self._closing or not await self._open_again():
+                return
+            self._on_back()
+
+    async def _open_again(self) -> bool:
+        deadline = self._loop.time() + self._patience
+        while self._loop.time() < deadline:
+            await self._link.close()
+            self._link = Link(self._address)
+            try:
+                await self._link.open(self._hello(True))
+                return True
+            except CoordinatorGone:
+                return False
+            except EnvironmentNotReady:
+                await asyncio.sleep(REOPEN_SECONDS)
+        return False
 
     async def _pulse(self) -> None:
         while True:

@@ -3,35 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import time
 from collections import Counter
-from typing import Protocol
+from typing import Any, Callable
 
-from aiohttp import WSMsgType, web
-
-from hvtrain.control import auth, membership, messages
+from hvtrain.control import auth, events, membership, messages, overview
 from hvtrain.control.causes import CERTAIN, ECHO, OBSERVED, Cause
-from hvtrain.control.membership import Limits, Phase, State
+from hvtrain.control.chronicle import Chronicle, Observer
+from hvtrain.control.door import Door, Peer, WrongJob
 from hvtrain.control.rendezvous import Rendezvous
+from hvtrain.control.roster import Limits, Phase, State
 from hvtrain.errors import ExitCode, ProtocolError
 
 log = logging.getLogger(__name__)
 
-AUTH_SECONDS = 10.0
-"""A connection that has not proven itself by then is closed."""
-
 LATE_SECONDS = 0.1
 """A deadline that is seen so much too late means that this process stood still."""
-
-
-class Observer(Protocol):
-    """Who is told what happens in the job: the run's reporter."""
-
-    def event(self, name: str, step: int | None = None, **values) -> None: ...
-    def outline(self, outline: dict) -> None: ...
-    def measured(self, kind: str, step: int, epoch: int, values: dict) -> None: ...
-    def summary(self, summary: dict) -> None: ...
 
 
 class Coordinator:
@@ -39,33 +28,32 @@ class Coordinator:
 
     Args:
         wanted: number of workers.
+        follow: take every slot that agents offer instead, within the limits.
         host: address to listen on; nothing else can be reached.
         interface: name of the network interface that gloo is to use.
         job_digest: agents that were started with another job are refused.
+        on_drop: called with the name of an agent that does not answer any more.
     """
 
     def __init__(self, *, wanted: int, limits: Limits, token: str, host: str, interface: str, job_digest: str,
-                 observer: Observer):
+                 observer: Observer, follow: bool = False, on_drop: Callable[[str], None] = lambda name: None):
         self.host, self.interface, self.port = host, interface, 0
-        self._token, self._digest, self._observer = token, job_digest, observer
-        self._state = State(wanted=wanted, limits=limits, since=time.monotonic())
-        self._links: dict[str, web.WebSocketResponse] = {}  # by agent or worker name
+        self.client_token = auth.new_token()
+        self._digest, self._observer, self._on_drop = job_digest, observer, on_drop
+        self._state = State(wanted=wanted, limits=limits, follow=follow, since=time.monotonic())
+        self._chronicle = Chronicle(observer, time.monotonic)
+        self._door = Door(self, address=host, token=token, client_token=self.client_token)
         self._rendezvous: Rendezvous | None = None
-        self._runner: web.AppRunner | None = None
         self._over: asyncio.Future[Cause] = asyncio.get_running_loop().create_future()
-        self._inbox: asyncio.Queue[membership.Event] = asyncio.Queue()
-        self._tasks: list[asyncio.Task] = []
+        self._inbox: asyncio.Queue[events.Event] = asyncio.Queue()
+        self._pumping: asyncio.Task | None = None
+        self._pids: dict[str, int] = {}
+        self._clients = itertools.count()
 
     async def start(self) -> int:
         """Listen; returns the port."""
-        app = web.Application()
-        app.router.add_get("/ws", self._connection)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self.host, 0)
-        await site.start()
-        self.port = self._runner.addresses[0][1]
-        self._tasks = [asyncio.create_task(self._pump())]
+        self.port = await self._door.open()
+        self._pumping = asyncio.create_task(self._pump())
         return self.port
 
     async def wait(self) -> Cause:
@@ -74,21 +62,31 @@ class Coordinator:
 
     def request_stop(self, signal: int) -> None:
         """A person asks all workers to stop after a checkpoint; a second request does not wait for one."""
-        self.feed(membership.StopRequested(signal, insist=True))
+        self.feed(events.StopRequested(signal, insist=True))
 
-    def feed(self, event: membership.Event) -> None:
+    def feed(self, event: events.Event) -> None:
         self._inbox.put_nowait(event)
+
+    def members(self) -> list[dict[str, Any]]:
+        """The present round's living members in rank order: worker, rank, pid, step and round."""
+        found = [(self._state.workers[name], name) for name in self._state.round.members if name in self._state.workers]
+        return [{"worker": name, "rank": worker.rank, "pid": self._pids.get(name, 0), "step": max(0, worker.step),
+                 "round": self._state.round.number} for worker, name in found if worker.alive]
+
+    async def signal(self, worker: str, number: int) -> None:
+        """Send a signal to a worker, for fault plans."""
+        await self._door.send(self._state.workers[worker].agent, messages.Kill(worker=worker, signal=number))
 
     async def close(self, cause: Cause) -> None:
         """Tell the agents that the job is over, and stop listening."""
+        self._chronicle.close()
         for name in list(self._state.agents):
-            await self._send(name, messages.End(exit_code=int(cause.exit_code), reason=cause.reason))
-        for task in self._tasks:
-            task.cancel()
+            await self._door.send(name, messages.End(exit_code=int(cause.exit_code), reason=cause.reason))
+        if self._pumping is not None:
+            self._pumping.cancel()
         if self._rendezvous is not None:
             await self._rendezvous.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._door.close()
 
     # The machine ---------------------------------------------------------------------------------------
     async def _pump(self) -> None:
@@ -100,7 +98,7 @@ class Coordinator:
                     event = await asyncio.wait_for(self._inbox.get(), max(0.0, due - time.monotonic()))
                 except asyncio.TimeoutError:
                     await self._catch_up(due)
-                    event = membership.Tick()
+                    event = events.Tick()
                 await self._take(event)
         except Exception as error:  # noqa: BLE001 - whatever it is, nobody must wait for this job any longer
             log.exception("the coordinator failed")
@@ -117,161 +115,167 @@ class Coordinator:
         for _ in range(self._inbox.qsize()):
             await self._take(self._inbox.get_nowait())
 
-    async def _take(self, event: membership.Event) -> None:
+    async def _take(self, event: events.Event) -> None:
         self._state, actions = membership.step(self._state, event, time.monotonic())
         for action in actions:
             try:
                 await self._carry_out(action)
             except OSError as error:
                 log.error("could not carry out %s: %s", action, error)
-                self.feed(membership.JobFailed(Cause(ExitCode.ENVIRONMENT, f"the coordinator failed: {error}",
-                                                     salvage=False)))
+                self.feed(events.JobFailed(Cause(ExitCode.ENVIRONMENT, f"the coordinator failed: {error}",
+                                                 salvage=False)))
 
-    async def _carry_out(self, action: membership.Action) -> None:
-        if isinstance(action, membership.StartWorker):
-            await self._send(action.agent, messages.Start(worker=action.worker, rank=action.rank,
-                                                           local_rank=action.local_rank))
-        elif isinstance(action, membership.FormRound):
+    async def _carry_out(self, action: events.Action) -> None:
+        self._chronicle.action(action, self._state)
+        if isinstance(action, events.StartWorker):
+            await self._door.send(action.agent, messages.Start(worker=action.worker, rank=action.rank,
+                                                               local_rank=action.local_rank,
+                                                               round=self._state.round.number + 1))
+        elif isinstance(action, events.FormRound):
             await self._form(action)
-        elif isinstance(action, membership.TellStop):
+        elif isinstance(action, events.RoundActive):
+            await self._end_rendezvous()
+        elif isinstance(action, events.PauseRound):
+            await self._tell(action.workers, messages.Pause(round=self._state.round.number))
+        elif isinstance(action, events.TellStop):
             self._observer.event("stop_requested", signal=action.signal)
-            for name in action.workers:
-                await self._send(name, messages.Stop(signal=action.signal))
-        elif isinstance(action, membership.CutRound):
+            await self._tell(action.workers, messages.Stop(signal=action.signal))
+        elif isinstance(action, events.CutRound):
             if self._rendezvous is not None:
                 self._rendezvous.call_off()
+            await self._tell(action.workers, messages.Cut(round=action.round, reason=action.reason))
+        elif isinstance(action, events.Dismiss):
+            if self._rendezvous is not None and self._state.phase is Phase.ENDING:
+                self._rendezvous.call_off()
             for name in action.workers:
-                await self._send(name, messages.Cut(salvage=name == action.salvager))
-        elif isinstance(action, membership.KillWorker):
-            await self._send(action.agent, messages.Kill(worker=action.worker))
-        elif isinstance(action, membership.EndJob) and not self._over.done():
+                await self._door.send(name, messages.Dismiss(salvage=name == action.salvager))
+        elif isinstance(action, events.KillWorker):
+            await self._door.send(action.agent, messages.Kill(worker=action.worker, stacks=action.stacks))
+        elif isinstance(action, events.ReleaseAgent):
+            await self._door.send(action.agent, messages.End(exit_code=0, reason="its workers have left the job"))
+        elif isinstance(action, events.DropAgent):
+            await self._door.drop(action.agent)
+            self._on_drop(action.agent)
+        elif isinstance(action, events.EndJob) and not self._over.done():
             self._over.set_result(action.cause)
 
-    async def _form(self, action: membership.FormRound) -> None:
-        if self._rendezvous is not None:
-            await self._rendezvous.close()
+    async def _tell(self, workers: tuple[str, ...], message: messages.Message) -> None:
+        await asyncio.gather(*(self._door.send(name, message) for name in workers))
+
+    async def _form(self, action: events.FormRound) -> None:
+        await self._end_rendezvous()
         self._rendezvous = Rendezvous(self.host)
         port = await self._rendezvous.start()
-        for seat in seats(action, rendezvous=(self.host, port), interface=self.interface):
-            await self._send(action.members[seat.rank][0], seat)
-        self._observer.event("round", round=action.round, size=len(action.members))
+        places = seats(action, rendezvous=(self.host, port), interface=self.interface)
+        await asyncio.gather(*(self._door.send(action.members[seat.rank][0], seat) for seat in places))
 
-    # The door ------------------------------------------------------------------------------------------
-    async def _connection(self, request: web.Request) -> web.WebSocketResponse:
-        link = web.WebSocketResponse(max_msg_size=messages.MAX_BYTES, heartbeat=None)
-        await link.prepare(request)
-        name, is_agent = "", False
-        try:
-            nonce = auth.challenge()
-            await link.send_str(nonce)
-            text = await link.receive_str(timeout=AUTH_SECONDS)
-            if not auth.proves(self._token, nonce, text):
-                raise ProtocolError("it does not know the job's token")
-            hello = messages.decode_inbound(await link.receive_str(timeout=AUTH_SECONDS))
-            name, is_agent = self._admit(hello, link)
-            async for raw in link:
-                if raw.type is not WSMsgType.TEXT:
-                    raise ProtocolError(f"a {raw.type.name} frame came where text was expected")
-                self._hear(name, is_agent, messages.decode_inbound(raw.data))
-        except (ProtocolError, TypeError, asyncio.TimeoutError) as error:
-            log.warning("refused a connection from %s: %s", request.remote, error or "no proof in time")
-            if isinstance(error, _WrongJob):
-                await self._say(link, messages.End(exit_code=2, reason=str(error)))
-        finally:
-            if name and self._links.get(name) is link:
-                del self._links[name]
-                if is_agent:
-                    self.feed(membership.AgentLost(name))
-            await link.close()
-        return link
+    async def _end_rendezvous(self) -> None:
+        if self._rendezvous is not None:
+            await self._rendezvous.close()
+            self._rendezvous = None
 
-    def _admit(self, hello: messages.Message, link: web.WebSocketResponse) -> tuple[str, bool]:
+    # Behind the door -----------------------------------------------------------------------------------
+    def admit(self, hello: messages.Message, is_client: bool) -> Peer:
+        """See :class:`hvtrain.control.door.Host`."""
+        if is_client:
+            return Peer("client", f"client {next(self._clients)}")
         if isinstance(hello, messages.AgentHello):
             if hello.job_digest != self._digest:
-                raise _WrongJob(f"the agent on {hello.host} was started with another job file or other "
-                                "settings than the coordinator; start all with the same command")
-            if hello.agent in self._links:
+                raise WrongJob(f"the agent on {hello.host} was started with another job file or other "
+                               "settings than the coordinator; start all with the same command")
+            if self._door.knows(hello.agent):
                 raise ProtocolError(f"an agent named {hello.agent!r} is there already")
-            self._links[hello.agent] = link
-            self.feed(membership.AgentJoined(hello.agent, hello.host, hello.slots))
-            return hello.agent, True
+            self._pids[hello.agent] = hello.pid
+            self.feed(events.AgentJoined(hello.agent, hello.host, hello.slots))
+            return Peer("agent", hello.agent)
         if isinstance(hello, messages.WorkerHello):
-            if hello.worker not in self._state.workers or hello.worker in self._links:
+            known = hello.worker in self._state.workers and self._pids.get(hello.worker, hello.pid) == hello.pid
+            if not known or (self._door.knows(hello.worker) and not hello.again):
                 raise ProtocolError(f"no worker {hello.worker!r} is expected")
-            self._links[hello.worker] = link
-            return hello.worker, False
+            self._pids[hello.worker] = hello.pid
+            return Peer("worker", hello.worker)
         raise ProtocolError(f"the first message was {type(hello).__name__}")
 
-    def _hear(self, name: str, is_agent: bool, message: messages.Message) -> None:
+    def gone(self, peer: Peer) -> None:
+        """See :class:`hvtrain.control.door.Host`. A worker without a connection is missed by its heartbeat."""
+        if peer.kind == "agent":
+            self.feed(events.AgentLost(peer.name))
+
+    def hear(self, peer: Peer, message: messages.Message) -> messages.Message | None:
+        """See :class:`hvtrain.control.door.Host`."""
+        allowed = {"agent": messages.FromAgent, "worker": messages.FromWorker, "client": messages.FromClient}
+        if not isinstance(message, allowed[peer.kind].__args__):
+            raise ProtocolError(f"{peer.name} may not send {type(message).__name__}")
         try:
-            self._receive(name, is_agent, message)
+            if peer.kind == "client":
+                return self._answer(message)
+            (self._of_agent if peer.kind == "agent" else self._of_worker)(peer.name, message)
         except ProtocolError:
             raise
         except Exception as error:  # noqa: BLE001 - a full disk under the run directory, say: no fault of the sender
-            log.exception("a message of %s could not be dealt with", name)
-            self.feed(membership.JobFailed(Cause(
-                ExitCode.ENVIRONMENT, f"what {name} reported could not be kept: {error}", weight=OBSERVED)))
+            log.exception("a message of %s could not be dealt with", peer.name)
+            self.feed(events.JobFailed(Cause(
+                ExitCode.ENVIRONMENT, f"what {peer.name} reported could not be kept: {error}", weight=OBSERVED)))
+        return None
 
-    def _receive(self, name: str, is_agent: bool, message: messages.Message) -> None:
-        allowed = messages.FromAgent if is_agent else messages.FromWorker
-        if not isinstance(message, allowed.__args__):
-            raise ProtocolError(f"{name} may not send {type(message).__name__}")
+    def _answer(self, message: messages.Message) -> messages.Message | None:
+        if isinstance(message, messages.Scale):
+            accepted, text = overview.judge_scale(self._state, message.workers)
+            if accepted:
+                self.feed(events.ScaleRequested(message.workers))
+            return messages.Answer(accepted=accepted, text=text)
+        return overview.describe(self._state, self._pids) if isinstance(message, messages.Query) else None
+
+    def _of_agent(self, name: str, message: messages.Message) -> None:
         if isinstance(message, messages.Exited):
             worker = self._state.workers.get(message.worker)
             if worker is None or worker.agent != name:
-                log.warning("ignored: %s speaks of %r, which is not its worker", name, message.worker)
+                log.info("ignored: %s speaks of %r, which is not its worker, or not any more", name, message.worker)
                 return
-            self.feed(membership.WorkerExited(message.worker, message.code, message.signal))
+            self._pids.pop(message.worker, None)
+            self.feed(events.WorkerExited(message.worker, message.code, message.signal))
         elif isinstance(message, messages.LoadFailed):
-            self.feed(membership.JobFailed(Cause(message.exit_code, message.reason, message.traceback,
-                                                 salvage=False)))
+            self.feed(events.JobFailed(Cause(message.exit_code, message.reason, message.traceback, salvage=False)))
         elif isinstance(message, messages.Notice):
             self._observer.event(message.event, text=message.text)
         elif isinstance(message, messages.StopAsked):
-            self.feed(membership.StopRequested(message.signal))
-        elif isinstance(message, messages.Ready):
-            self._observer.outline(message.outline)
-            self.feed(membership.WorkerReady(name))
-        elif isinstance(message, messages.Report):
-            self._observe(message)
+            leave = message.signal not in (2, 1)  # a person's Ctrl-C or hang-up means the job, SIGTERM this host
+            self.feed(events.AgentLeaving(name) if leave else events.StopRequested(message.signal))
         elif isinstance(message, messages.Beat):
-            self.feed(membership.WorkerBeat(name, message.step))
+            self.feed(events.AgentBeat(name))
+
+    def _of_worker(self, name: str, message: messages.Message) -> None:
+        if isinstance(message, messages.Beat):
+            self.feed(events.WorkerBeat(name, message.step, message.ticks, message.waiting, message.slowest))
+        elif isinstance(message, messages.Report):
+            self._chronicle.report(message)
+        elif isinstance(message, messages.Ready):
+            self._chronicle.ready(name, message)
+            self.feed(events.WorkerReady(name, message.step, message.round))
+        elif isinstance(message, messages.Formed):
+            self._chronicle.formed(name, message)
+            self.feed(events.WorkerFormed(name, message.round, message.step))
+        elif isinstance(message, messages.Stepped):
+            self._chronicle.stepped(name, message)
+        elif isinstance(message, messages.Leaving):
+            self.feed(events.WorkerLeaving(name))
         elif isinstance(message, messages.Finished):
             self._observer.summary(message.summary)
-            self.feed(membership.WorkerEnded(name, None, stopped=message.stopped))
+            if message.saved_step is not None:
+                self._observer.event("checkpoint", step=message.saved_step, text="saved by a survivor")
+            self.feed(events.WorkerEnded(name, None, stopped=message.stopped, left=message.left, step=message.step))
         elif isinstance(message, messages.Failed):
             if message.saved_step is not None:
                 self._observer.event("checkpoint", step=message.saved_step, text="saved by a survivor")
-            rank = self._state.workers[name].rank
-            self.feed(membership.WorkerEnded(name, Cause(
+            worker = self._state.workers.get(name)
+            rank = worker.rank if worker is not None else None
+            self.feed(events.WorkerEnded(name, Cause(
                 message.exit_code, f"rank {rank}: {message.reason}", message.traceback,
-                weight=ECHO if message.lost_peer else CERTAIN, step=message.step, rank=rank)))
-
-    def _observe(self, message: messages.Report) -> None:
-        if message.kind == "event":
-            values = {key: value for key, value in message.values.items() if key not in ("name", "step")}
-            self._observer.event(message.name, step=message.step, **values)
-        else:
-            self._observer.measured(message.kind, message.step, message.epoch, message.values)
-
-    async def _send(self, name: str, message: messages.Message) -> None:
-        link = self._links.get(name)
-        if link is not None:
-            await self._say(link, message)
-
-    @staticmethod
-    async def _say(link: web.WebSocketResponse, message: messages.Message) -> None:
-        try:
-            await asyncio.wait_for(link.send_str(messages.encode(message)), AUTH_SECONDS)
-        except (ConnectionError, asyncio.TimeoutError, RuntimeError):
-            pass  # its loss is noticed by the reader of this connection
+                weight=ECHO if message.lost_peer else CERTAIN, step=message.step, rank=rank, kind="raised"),
+                step=message.step))
 
 
-class _WrongJob(ProtocolError):
-    """An agent belongs to another job."""
-
-
-def seats(action: membership.FormRound, *, rendezvous: tuple[str, int], interface: str) -> list[messages.Seat]:
+def seats(action: events.FormRound, *, rendezvous: tuple[str, int], interface: str) -> list[messages.Seat]:
     """The members' seats in rank order: rank counts all, local rank within a host, cross rank over hosts."""
     per_host = Counter(host for _, host in action.members)
     hosts = list(per_host)
@@ -284,5 +288,5 @@ def seats(action: membership.FormRound, *, rendezvous: tuple[str, int], interfac
         result.append(messages.Seat(
             round=action.round, rank=rank, size=len(action.members), local_rank=local,
             local_size=per_host[host], cross_rank=peers.index(host), cross_size=len(peers), host=host,
-            rendezvous_host=rendezvous[0], rendezvous_port=rendezvous[1], interface=interface))
+            rendezvous_host=rendezvous[0], rendezvous_port=rendezvous[1], interface=interface, fresh=action.fresh))
     return result

@@ -1,11 +1,13 @@
-"""The messages between coordinator, agents and workers: typed, validated, small. JSON, never pickle.
+"""The messages between coordinator, agents, workers and people: typed, validated, small. JSON, never pickle.
 
 ::
 
-    agent  --AgentHello------> coordinator      worker --WorkerHello----> coordinator
-    agent  <-Start, Kill, End- coordinator      worker --Ready----------> coordinator
-    agent  --Exited, Broken--> coordinator      worker <-Seat, Stop, Cut- coordinator
-    agent  --StopAsked-------> coordinator      worker --Report, Finished, Failed, Beat-> coordinator
+    agent  --AgentHello-------------------> coordinator      worker --WorkerHello, Ready, Formed-----> coordinator
+    agent  <-Start, Kill, End-------------- coordinator      worker <-Seat, Pause, Cut, Stop, Dismiss- coordinator
+    agent  --Exited, LoadFailed, Notice---> coordinator      worker --Beat, Stepped, Report----------> coordinator
+    agent  --StopAsked, Beat--------------> coordinator      worker --Leaving, Finished, Failed------> coordinator
+
+    person --ClientHello, Query, Scale----> coordinator --Overview, Answer--> person
 """
 
 from __future__ import annotations
@@ -55,20 +57,24 @@ class AgentHello(Message):
 class Start(Message):
     """To an agent: fork (or spawn) this worker.
 
-    ``rank`` is provisional and names its log; ``local_rank`` chooses its device.
+    ``rank`` is provisional and names its log; ``local_rank`` chooses its device; ``round`` is the first that it can
+    be in.
     """
 
     type: Literal["start"] = "start"
     worker: str
     rank: int
     local_rank: int = 0
+    round: int = 1
 
 
 class Kill(Message):
-    """To an agent: SIGKILL this worker."""
+    """To an agent: send ``signal`` to this worker, after having it write its ``stacks`` to its log."""
 
     type: Literal["kill"] = "kill"
     worker: str
+    stacks: bool = False
+    signal: int = 9
 
 
 class End(Message):
@@ -113,19 +119,56 @@ class StopAsked(Message):
 
 
 class WorkerHello(Message):
+    """First message of a worker; ``again`` if it has lost its connection and is back."""
+
     type: Literal["worker_hello"] = "worker_hello"
     worker: str = Field(max_length=200)
     pid: int
+    again: bool = False
 
 
 class Ready(Message):
     """From a worker: model and data are built; it can take a seat in a round.
 
-    ``outline`` describes the run for the console (total steps, samples per epoch, parameters).
+    ``outline`` describes the run for the console (total steps, samples per epoch, parameters). ``step``: committed
+    steps of the state it holds, -1 if it holds none. ``round``: the one it comes back from, ``reason`` why.
     """
 
     type: Literal["ready"] = "ready"
     outline: dict[str, Any] = Field(default_factory=dict)
+    step: int = Field(-1, ge=-1)
+    round: int = Field(0, ge=0)
+    reason: Words = ""
+
+
+class Formed(Message):
+    """From a member: it is connected to the others, and holds the state of ``step``.
+
+    ``source``: where the state of the round came from; ``known``: the highest step that is known to have been
+    committed; ``seconds``: how long what took.
+    """
+
+    type: Literal["formed"] = "formed"
+    round: int = Field(ge=1)
+    step: int = Field(ge=0)
+    source: Literal["start", "members", "memory", "checkpoint"] = "members"
+    known: int = 0
+    received_bytes: int = 0
+    seconds: dict[str, float] = Field(default_factory=dict)
+
+
+class Stepped(Message):
+    """From a member: it has committed its first step in this round."""
+
+    type: Literal["stepped"] = "stepped"
+    round: int = Field(ge=1)
+    step: int = Field(ge=0)
+
+
+class Leaving(Message):
+    """From a worker: it wants to leave at the next step boundary."""
+
+    type: Literal["leaving"] = "leaving"
 
 
 class Seat(Message):
@@ -143,6 +186,7 @@ class Seat(Message):
     rendezvous_host: str
     rendezvous_port: int
     interface: str
+    fresh: bool = True  # no step has been taken in this job yet
 
 
 class Stop(Message):
@@ -152,11 +196,27 @@ class Stop(Message):
     signal: int
 
 
+class Pause(Message):
+    """To a member: stop together with the others at the next step boundary; another round will be formed."""
+
+    type: Literal["pause"] = "pause"
+    round: int = Field(ge=1)
+
+
 class Cut(Message):
-    """To a worker: the round is broken; ``salvage`` asks it to save the last committed step."""
+    """To a member: the round is broken; come back for another one."""
 
     type: Literal["cut"] = "cut"
+    round: int = Field(ge=1)
+    reason: Words = ""
+
+
+class Dismiss(Message):
+    """To a worker: it is not needed any more; ``salvage`` asks it to save the last committed step first."""
+
+    type: Literal["dismiss"] = "dismiss"
     salvage: bool = False
+    reason: Words = ""
 
 
 class Report(Message):
@@ -171,11 +231,13 @@ class Report(Message):
 
 
 class Finished(Message):
-    """From a worker: its loop has ended as it should; ``stopped`` if that was on request."""
+    """From a worker: its loop has ended as it should; ``stopped`` if that was on request, ``left`` if it alone left."""
 
     type: Literal["finished"] = "finished"
     step: int
     stopped: bool = False
+    left: bool = False
+    saved_step: int | None = None
     summary: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -195,19 +257,65 @@ class Failed(Message):
 
 
 class Beat(Message):
-    """From a worker: alive, at this step."""
+    """From a worker or an agent: alive. ``step``: committed steps; ``ticks`` grows with everything that gets done.
+
+    ``waiting``: it waits for the others in a collective operation. ``slowest``: the longest recent time between two
+    ticks, seconds.
+    """
 
     type: Literal["beat"] = "beat"
-    step: int
+    step: int = 0
+    ticks: int = 0
+    waiting: bool = False
+    slowest: float = Field(0.0, ge=0)
 
 
-FromAgent = Union[AgentHello, Exited, LoadFailed, Notice, StopAsked]
+class ClientHello(Message):
+    """First message of a person's command (``hvtrain ps``, ``hvtrain scale``)."""
+
+    type: Literal["client_hello"] = "client_hello"
+    command: str = Field(max_length=50)
+
+
+class Query(Message):
+    """From a person: who is there?"""
+
+    type: Literal["query"] = "query"
+
+
+class Scale(Message):
+    """From a person: so many workers from now on."""
+
+    type: Literal["scale"] = "scale"
+    workers: int = Field(ge=1, le=100_000)
+
+
+class Overview(Message):
+    """To a person: the job's agents, workers and round."""
+
+    type: Literal["overview"] = "overview"
+    job: dict[str, Any]
+    agents: list[dict[str, Any]]
+    workers: list[dict[str, Any]]
+
+
+class Answer(Message):
+    """To a person: what became of a request."""
+
+    type: Literal["answer"] = "answer"
+    accepted: bool
+    text: Words
+
+
+FromAgent = Union[AgentHello, Exited, LoadFailed, Notice, StopAsked, Beat]
 ToAgent = Union[Start, Kill, End]
-FromWorker = Union[WorkerHello, Ready, Report, Finished, Failed, Beat]
-ToWorker = Union[Seat, Stop, Cut]
+FromWorker = Union[WorkerHello, Ready, Formed, Stepped, Leaving, Report, Finished, Failed, Beat]
+ToWorker = Union[Seat, Pause, Stop, Cut, Dismiss]
+FromClient = Union[ClientHello, Query, Scale]
+ToClient = Union[Overview, Answer]
 
-_INBOUND = TypeAdapter(Annotated[Union[FromAgent, FromWorker], Field(discriminator="type")])
-_OUTBOUND = TypeAdapter(Annotated[Union[ToAgent, ToWorker], Field(discriminator="type")])
+_INBOUND = TypeAdapter(Annotated[Union[FromAgent, FromWorker, FromClient], Field(discriminator="type")])
+_OUTBOUND = TypeAdapter(Annotated[Union[ToAgent, ToWorker, ToClient], Field(discriminator="type")])
 
 
 def encode(message: Message) -> str:

@@ -10,15 +10,15 @@ import sys
 _PR_SET_PDEATHSIG, _PR_SET_NAME = 1, 15
 
 
-def die_with_parent(parent: int) -> None:
-    """Have the kernel SIGKILL this process when its parent ends; at once if it has ended already.
+def die_with_parent(parent: int, number: int = signal.SIGKILL) -> None:
+    """Have the kernel send this process a signal when its parent ends; it ends at once if that has ended already.
 
     The parent must be ``parent`` (a pid): without that check a parent that died before the call would go
     unnoticed. Linux only; elsewhere the closed pipe to the parent has to do.
     """
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, int(number), 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)
 

@@ -19,7 +19,7 @@ def main() -> None:
 
     boot = Boot.from_json(record["boot"])
     import_framework(boot.job.framework)
-    code = work(boot, record["worker"], record["rank"], record["local_rank"])
+    code = work(boot, record["worker"], *record["place"])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

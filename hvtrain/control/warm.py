@@ -8,8 +8,8 @@ It is single-threaded, has no event loop and no socket but the pair to its agent
 any time. It is the workers' parent: it reaps them and reports how they ended. When importing the user's module
 has started threads or touched CUDA, forking would not be safe; then it starts fresh interpreters ("spawn").
 
-Commands: ``{"op": "load", "boot": {...}}``, ``{"op": "start", "worker": W, "rank": R, "local_rank": L}``,
-``{"op": "kill", "worker": W}``. Answers: ``loaded``, ``load_failed``, ``exited``.
+Commands: ``{"op": "load", "boot": {...}}``, ``{"op": "start", "worker": W, "rank": R, "local_rank": L, "round": K}``,
+``{"op": "signal", "worker": W, "signal": N}``. Answers: ``loaded``, ``load_failed``, ``exited``.
 """
 
 from __future__ import annotations
@@ -77,11 +77,11 @@ class Warm:
         if command["op"] == "load":
             self._load(Boot.from_json(command["boot"]))
         elif command["op"] == "start":
-            self._start(command["worker"], command["rank"], command["local_rank"])
-        elif command["op"] == "kill":
+            self._start(command["worker"], (command["rank"], command["local_rank"], command["round"]))
+        elif command["op"] == "signal":
             for pid, worker in self._workers.items():
                 if worker == command["worker"]:
-                    os.kill(pid, signal.SIGKILL)
+                    os.kill(pid, command["signal"])
 
     def _load(self, boot: Boot) -> None:
         from hvtrain.control import preload
@@ -102,12 +102,13 @@ class Warm:
             notice = f"workers are started with spawn instead of fork, because {why_not_fork}"
         self._say(op="loaded", notice=notice)
 
-    def _start(self, worker: str, rank: int, local_rank: int) -> None:
+    def _start(self, worker: str, place: tuple[int, int, int]) -> None:
+        """``place``: rank, local rank and round that the worker is started for."""
         assert self._boot is not None
-        pid = (self._spawn_worker if self._spawn else self._fork_worker)(worker, rank, local_rank)
+        pid = (self._spawn_worker if self._spawn else self._fork_worker)(worker, place)
         self._workers[pid] = worker
 
-    def _fork_worker(self, worker: str, rank: int, local_rank: int) -> int:
+    def _fork_worker(self, worker: str, place: tuple[int, int, int]) -> int:
         parent = os.getpid()
         sys.stdout.flush()  # what the user's module has printed must not be printed by every child again
         sys.stderr.flush()
@@ -124,7 +125,7 @@ class Warm:
             os.close(self._wake_write)
             from hvtrain.control.worker import main
 
-            code = main(self._boot, worker, rank, local_rank)
+            code = main(self._boot, worker, *place)
         except BaseException:  # noqa: BLE001 - a forked child must never return into the parent's code
             traceback.print_exc()
         finally:
@@ -132,12 +133,11 @@ class Warm:
             sys.stderr.flush()
             os._exit(code)
 
-    def _spawn_worker(self, worker: str, rank: int, local_rank: int) -> int:
+    def _spawn_worker(self, worker: str, place: tuple[int, int, int]) -> int:
         child = subprocess.Popen([sys.executable, "-m", "hvtrain.control.spawned", str(os.getpid())],
-                                 stdin=subprocess.PIPE)
+                                 stdin=subprocess.PIPE, pass_fds=self._boot.snapshots if self._boot else ())
         assert child.stdin is not None and self._boot is not None
-        child.stdin.write(json.dumps({"boot": self._boot.to_json(), "worker": worker, "rank": rank,
-                                      "local_rank": local_rank}).encode())
+        child.stdin.write(json.dumps({"boot": self._boot.to_json(), "worker": worker, "place": place}).encode())
         child.stdin.close()
         child.returncode = 0  # reaped below by pid; keeps Popen from waiting for it a second time
         return child.pid

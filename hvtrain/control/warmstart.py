@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Sequence
 
 
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
@@ -38,8 +38,8 @@ class WarmProcess:
         self.pair.sendall(json.dumps({"op": "load", "boot": boot}).encode() + b"\n")
 
 
-def start(framework: str) -> WarmProcess:
-    """Start a warm process that begins by importing ``framework``."""
+def start(framework: str, inherit: Sequence[int] = ()) -> WarmProcess:
+    """Start a warm process that begins by importing ``framework``, and inherits the descriptors ``inherit``."""
     ours, theirs = socket.socketpair()
     environment = dict(os.environ)
     # NumPy's OpenBLAS would start threads at import, and then forking would not be safe any more.
@@ -48,7 +48,7 @@ def start(framework: str) -> WarmProcess:
         environment.setdefault(name, value)
     process = subprocess.Popen(
         [sys.executable, "-m", "hvtrain.control.warm", str(theirs.fileno()), str(os.getpid()), framework],
-        pass_fds=[theirs.fileno()], env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+        pass_fds=[theirs.fileno(), *inherit], env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
     theirs.close()
     return WarmProcess(process, ours)
 

@@ -17,7 +17,8 @@ from hvtrain.data.sampler import GlobalSampler, Position, micro, split
 class StepData:
     """One rank's share of a global batch of ``total`` samples.
 
-    ``batches`` are its micro-batches and ``counts`` their sizes, both empty for a rank without samples.
+    ``batches`` are its micro-batches and ``counts`` their sizes, both empty for a rank without samples; ``indices`` says
+    which samples of the data set they are.
     ``after`` is where the run stands once the step is committed.
     """
 
@@ -26,17 +27,19 @@ class StepData:
     total: int
     batches: list[Any]
     counts: list[int]
+    indices: np.ndarray
 
 
 def feed(sampler: GlobalSampler, loader: Loader, start: Position, *, rank: int, size: int,
          micro_batch: int | None, steps: int) -> Iterator[StepData]:
     """Yields the next ``steps`` steps from ``start`` for ``rank`` of ``size``."""
-    plans: deque[tuple[Position, int, list[int]]] = deque()
+    plans: deque[tuple[Position, int, list[int], np.ndarray]] = deque()
 
     def work() -> Iterator[Work]:
         for position, indices in islice(sampler.walk(start), steps):
-            pieces = micro(split(indices, rank, size), micro_batch)
-            plans.append((position, len(indices), [len(piece) for piece in pieces]))
+            own = split(indices, rank, size)
+            pieces = micro(own, micro_batch)
+            plans.append((position, len(indices), [len(piece) for piece in pieces], own))
             # A rank without samples still takes a turn, so that its plan is made in time.
             for piece in pieces or [np.empty(0, np.int64)]:
                 yield position.epoch, piece
@@ -45,9 +48,9 @@ def feed(sampler: GlobalSampler, loader: Loader, start: Position, *, rank: int, 
     try:
         for _ in range(steps):
             first = next(batches)
-            position, total, counts = plans.popleft()
+            position, total, counts, own = plans.popleft()
             mine = [first, *islice(batches, len(counts) - 1)] if counts else []
-            yield StepData(position, sampler.next(position, total), total, mine, counts)
+            yield StepData(position, sampler.next(position, total), total, mine, counts, own)
     finally:
         batches.close()  # left early, by a stop or a broken round: what was loaded ahead is dropped now
 

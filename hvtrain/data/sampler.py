@@ -13,7 +13,8 @@ The cursor counts samples. So any number of ranks, or another ``global_batch``, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 from typing import Any, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -121,6 +122,19 @@ class GlobalSampler:
         whole, rest = divmod(self.length, self.global_batch)
         return whole if self.drop_last or not rest else whole + 1
 
+    def with_batch(self, global_batch: int) -> GlobalSampler:
+        """The same draws in global batches of another size."""
+        if global_batch == self.global_batch:
+            return self
+        other = copy.copy(self)
+        other.global_batch = global_batch
+        other._plans = {epoch: replace(plan, global_batch=global_batch) for epoch, plan in self._plans.items()}
+        return other
+
+    def plan_outline(self, epoch: int) -> Plan:
+        """The epoch's plan without its order: for counting."""
+        return Plan(epoch, self.length, self.global_batch, self.drop_last, None)
+
     def plan(self, epoch: int) -> Plan:
         """The epoch's plan; the latest two are kept. May be called in a thread to have one ready early."""
         found = self._plans.get(epoch)
@@ -147,7 +161,7 @@ class GlobalSampler:
         that was saved at the very end of an epoch.
         """
         # The counts need no order: a rank may ask long before, or after, it needs that epoch.
-        plan = Plan(position.epoch, self.length, self.global_batch, self.drop_last, None)
+        plan = self.plan_outline(position.epoch)
         count = plan.count(position.cursor) if count is None else count
         left = self.length - position.cursor
         if not 0 <= count <= left:

@@ -8,8 +8,16 @@ release          ``hvd.shutdown()`` closes the sockets of process sets too, so t
                  and does not wait 10 ms for each of them
 broken-round     a collective that throws ends the loop instead of corrupting the next negotiation
 late-tensor      a tensor that is queued while the loop ends gets an error, not silence
+cut              ``World.cut()``: ends every wait of a round from outside, in ``hvd.init()`` too
+one-mesh         one mesh of connections for groups of the same processes, instead of up to four
+short-rendezvous  each address is asked for once
+no-abort         what happens to a connection never aborts the process
+connect-timeout  a peer's connection is waited for as long as everything else
+half-message     an operation whose connection breaks in the middle of a message is told at once
 idle-wait        opt-in, ``HVTRAIN_IDLE_CYCLE_MS``: no polling while no tensor is outstanding
 in-place         an all-reduce in place does not copy its buffer onto itself first
+settings-again   ``hvd.init()`` can be called again with a fusion threshold and a cycle time
+exit-once        ``hvd.init()`` registers one function to be called at exit, however often it is called
 record           the wheel carries ``hvtrain_engine.json``, which says how it was built
 ===============  ================================================================================
 """
@@ -17,11 +25,17 @@ record           the wheel carries ``hvtrain_engine.json``, which says how it wa
 from __future__ import annotations
 
 from hvtrain.engine.edit import Edit
+from hvtrain.engine.edits_cut import CUT_EDITS
 from hvtrain.engine.edits_idle import IDLE_EDITS
+from hvtrain.engine.edits_mesh import MESH_EDITS
+from hvtrain.engine.edits_pairs import PAIR_EDITS
 from hvtrain.engine.edits_rounds import ROUND_EDITS
 
 EDITS: tuple[Edit, ...] = (
     *ROUND_EDITS,
+    *CUT_EDITS,
+    *MESH_EDITS,
+    *PAIR_EDITS,
     *IDLE_EDITS,
     Edit(
         name="in-place", file="horovod/common/ops/gloo_operations.cc",
@@ -55,6 +69,32 @@ EDITS: tuple[Edit, ...] = (
   }
 
   // Do allreduce.
+"""),
+    Edit(
+        name="settings-again", file="horovod/common/parameter_manager.cc",
+        why="a setting that the environment fixed is out of the vector that the next init() writes it into: a "
+            "segmentation fault with both settings, the wrong one of them changed with one",
+        anchor="""\
+    fixed_values_[variable] = value;
+    ResetBayes();
+  } else {
+""",
+        replacement="""\
+    fixed_values_[variable] = value;
+    ResetBayes();
+  } else if (fixed_values_.find(variable) != fixed_values_.end()) {
+    fixed_values_[variable] = value; // hvtrain: by a former init()
+  } else {
+"""),
+    Edit(
+        name="exit-once", file="horovod/common/basics.py",
+        why="a process that has formed 1,000 rounds would shut down 1,000 times at its end",
+        anchor="""\
+        atexit.register(self.shutdown)
+""",
+        replacement="""\
+        atexit.unregister(self.shutdown)  # hvtrain: not once for each init()
+        atexit.register(self.shutdown)
 """),
     Edit(
         name="record", file="setup.py",

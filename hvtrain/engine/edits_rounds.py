@@ -7,6 +7,7 @@ from hvtrain.engine.edit import Edit
 OPERATIONS = "horovod/common/operations.cc"
 QUEUE_H = "horovod/common/tensor_queue.h"
 QUEUE_CC = "horovod/common/tensor_queue.cc"
+LOOP_CC = "third_party/gloo/gloo/transport/tcp/loop.cc"
 
 _WHY_FAILURE = "a peer that dies during init() makes std::terminate abort every survivor"
 _WHY_AGAIN = "after a failed init() the flag stays set and the dead thread is never joined, so no init() works"
@@ -126,7 +127,7 @@ ROUND_EDITS: tuple[Edit, ...] = (
   timeout_ = global_context.timeout_;
 """),
     Edit(
-        name="release", file="third_party/gloo/gloo/transport/tcp/loop.cc", why=_WHY_SLOW,
+        name="release", file=LOOP_CC, why=_WHY_SLOW,
         anchor="""\
     std::unique_lock<std::mutex> lock(m_);
     cv_.wait(lock);
@@ -137,7 +138,7 @@ ROUND_EDITS: tuple[Edit, ...] = (
     cv_.wait(lock);
 """),
     Edit(
-        name="release", file="third_party/gloo/gloo/transport/tcp/loop.cc", why=_WHY_SLOW,
+        name="release", file=LOOP_CC, why=_WHY_SLOW,
         anchor="""\
     done_ = true;
     loop_->join();

@@ -1,34 +1,37 @@
-"""Under ``horovodrun -np N hvtrain run ...``: each of the N processes is an agent with one slot.
+"""Under ``horovodrun ... hvtrain run ...``: each process that it starts is an agent with one slot.
 
-The first hosts the coordinator and tells the others where it is through the key-value server that horovodrun
-runs anyway and whose address it gives to every process.
+The first one hosts the coordinator and tells the others where it is (board.py). With elastic flags (``--min-np``,
+``--host-discovery-script``) agents come and go with their hosts, and the first keeps horovodrun's driver informed
+(horovod_elastic.py, liaison.py). If the first itself is lost, the others start over: the first of them hosts a new
+coordinator, and the job goes on from what is left of its state.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import sys
-import urllib.error
-import urllib.request
+from dataclasses import replace
 
 from hvtrain import failure
+from hvtrain.checkpoint.memory import SharedSnapshots
 from hvtrain.control.agent import Agent
 from hvtrain.control.causes import Cause
 from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
-from hvtrain.control.events import JobFailed
+from hvtrain.control.events import AgentLeaving, JobFailed
 from hvtrain.control.warmstart import WarmProcess
-from hvtrain.errors import EnvironmentNotReady
+from hvtrain.errors import EnvironmentNotReady, ExitCode
+from hvtrain.launch import horovod_elastic as elastic
+from hvtrain.launch import lives
+from hvtrain.launch.board import Board, Notice
 from hvtrain.launch.joblaunch import JobLaunch, coordinate
-
-KEY = "hvtrain/coordinator"
-POLL_SECONDS = 0.05
+from hvtrain.launch.kvstore import Store
+from hvtrain.launch.liaison import Liaison
 
 
 def is_parent() -> bool:
-    """Whether this process was started by horovodrun."""
+    """Whether this process was started by horovodrun, with elastic flags or without."""
     return "HOROVOD_RANK" in os.environ and "HOROVOD_GLOO_RENDEZVOUS_PORT" in os.environ
 
 
@@ -45,21 +48,120 @@ def interface() -> str | None:
     return os.environ.get("HOROVOD_GLOO_IFACE") or None
 
 
-async def run(launch: JobLaunch, warm: WarmProcess) -> int:
+async def run(launch: JobLaunch, warm: WarmProcess, memory: SharedSnapshots | None = None) -> int:
     """Be this process's agent, and the coordinator as well if this is the first; returns the exit code."""
-    if rank() != 0:
-        address = await _find(launch.job.launch.start_timeout.seconds)
-        return await _serve(launch, warm, address)
-    agents: list[asyncio.Task] = []
+    return await (_First if rank() == 0 else _Other)(launch, warm, memory).run()
 
-    async def start(address: Address, coordinator: Coordinator) -> None:
-        agents.append(asyncio.create_task(_serve(launch, warm, address)))
-        agents[0].add_done_callback(lambda task: _report(task, coordinator))
-        await asyncio.to_thread(_put, json.dumps({"host": address.host, "port": address.port, "token": address.token}))
 
-    code = await coordinate(launch, start)
-    await asyncio.gather(*agents, return_exceptions=True)
-    return code
+class _Process:
+    """What every process has."""
+
+    def __init__(self, launch: JobLaunch, warm: WarmProcess, memory: SharedSnapshots | None):
+        self._launch, self._warm, self._memory = launch, warm, memory
+        self._store = Store.of_environment()
+        self._board = Board(self._store, os.path.abspath(launch.job.run.dir))
+        self._elastic = elastic.is_elastic()
+
+    def _agent(self, notice: Notice) -> Agent:
+        assert notice.address is not None
+        launch = adopt(self._launch, notice)
+        host = os.environ.get("HOROVOD_HOSTNAME", "localhost")
+        boot = launch.boot(notice.address, int(os.environ.get("HOROVOD_LOCAL_SIZE", "1")))
+        return Agent(boot, self._warm, name=f"{rank():04d}@{elastic.own_slot()}", host=host, slots=1,
+                     job_digest=launch.digest, memory=self._memory)
+
+
+class _First(_Process):
+    """Hosts the coordinator, and an agent like the others."""
+
+    def __init__(self, launch: JobLaunch, warm: WarmProcess, memory: SharedSnapshots | None):
+        super().__init__(launch, warm, memory)
+        self._notice = Notice(workers=lives.first_size(), start=launch.start, again=lives.life() > 1)
+        self._agents: list[asyncio.Task] = []
+        self._coordinating: asyncio.Task | None = None
+        self._liaison: Liaison | None = None
+
+    async def run(self) -> int:
+        launch = replace(adopt(self._launch, self._notice), workers=world_size())
+        self._coordinating = asyncio.create_task(coordinate(launch, self._start, follow=self._elastic))
+        await asyncio.wait([self._coordinating])
+        if self._liaison is not None:
+            await self._liaison.close()
+        resigned = self._coordinating.cancelled()
+        for agent in self._agents if resigned else ():
+            agent.cancel()
+        await asyncio.gather(*self._agents, return_exceptions=True)
+        if resigned:
+            print("hvtrain: horovodrun has taken this host, the first one, out of the job; the next one takes over",
+                  file=sys.stderr)
+            return int(ExitCode.LOST_WORKERS)
+        self._board.clear()
+        return self._coordinating.result()
+
+    async def _start(self, address: Address, coordinator: Coordinator) -> None:
+        self._notice = replace(self._notice, address=address)
+        agent = asyncio.create_task(self._agent(self._notice).run())
+        agent.add_done_callback(lambda task: _report(task, coordinator))
+        self._agents.append(agent)
+        if not self._elastic:
+            await self._board.announce(self._notice)
+            return
+
+        def evict(slot: str) -> None:
+            for name in coordinator.agents():
+                if _slot(name) == slot:
+                    coordinator.feed(AgentLeaving(name))
+
+        assert self._coordinating is not None
+        self._liaison = Liaison(self._store, self._board, connected=lambda: map(_slot, coordinator.agents()),
+                                evict=evict, resign=self._coordinating.cancel)
+        coordinator.before_close = self._liaison.settle
+        await self._liaison.start(self._notice, self._launch.interface)
+
+
+class _Other(_Process):
+    """An agent and nothing else."""
+
+    async def run(self) -> int:
+        notice = await self._board.find(self._launch.job.launch.start_timeout.seconds)
+        if notice.over is not None:
+            self._warm.process.kill()
+            self._warm.process.wait()
+            return notice.over
+        agent = self._agent(notice)
+        try:
+            code = await agent.run()
+        except EnvironmentNotReady:
+            # The coordinator may have gone since it was announced; who does not reach the next one either gives up.
+            if self._elastic and not lives.unreached():
+                await self._next_life(notice, unreached=True)
+            raise
+        if self._elastic:
+            if agent.forsaken:
+                await self._next_life(notice, unreached=False)
+            code = await elastic.exit_code_of(code, self._board)
+        if code:
+            print(f"hvtrain: {agent.reason}", file=sys.stderr)
+        return code
+
+    async def _next_life(self, notice: Notice, *, unreached: bool) -> None:
+        """Start over when there is a coordinator again; returns if the driver has no place for this process."""
+        place = await elastic.next_place(self._store)
+        if place is not None:
+            lives.start_over(place.environment(), workers=notice.workers, memory=self._memory, unreached=unreached)
+
+
+def adopt(launch: JobLaunch, notice: Notice) -> JobLaunch:
+    """``launch`` as the notice has it, so that all processes have the same job, whenever they were started."""
+    job = launch.job
+    changes = {"launch": job.launch.model_copy(update={"workers": notice.workers})}
+    if notice.again:
+        changes["checkpoint"] = job.checkpoint.model_copy(update={"resume": "auto"})
+    return replace(launch, job=job.model_copy(update=changes), start=notice.start)
+
+
+def _slot(agent: str) -> str:
+    return agent.partition("@")[2]
 
 
 def _report(agent: asyncio.Task, coordinator: Coordinator) -> None:
@@ -67,50 +169,3 @@ def _report(agent: asyncio.Task, coordinator: Coordinator) -> None:
     if not agent.cancelled() and agent.exception() is not None:
         account = failure.account(agent.exception())
         coordinator.feed(JobFailed(Cause(account.exit_code, account.reason, account.traceback, salvage=False)))
-
-
-async def _serve(launch: JobLaunch, warm: WarmProcess, address: Address) -> int:
-    here = int(os.environ.get("HOROVOD_LOCAL_SIZE", "1"))
-    host = os.environ.get("HOROVOD_HOSTNAME", "localhost")
-    agent = Agent(launch.boot(address, here), warm, name=f"{rank():04d}@{host}", host=host, slots=1,
-                  job_digest=launch.digest)
-    code = await agent.run()
-    if code and rank() != 0:
-        print(f"hvtrain: {agent.reason}", file=sys.stderr)
-    return code
-
-
-async def _find(seconds: float) -> Address:
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + seconds
-    while loop.time() < deadline:
-        text = await asyncio.to_thread(_get)
-        if text is not None:
-            return Address(**json.loads(text))
-        await asyncio.sleep(POLL_SECONDS)
-    raise EnvironmentNotReady(f"the first process did not announce the job's coordinator within launch.start_timeout "
-                              f"({seconds:g} s); its own output says why.")
-
-
-def _url() -> str:
-    host, port = os.environ["HOROVOD_GLOO_RENDEZVOUS_ADDR"], os.environ["HOROVOD_GLOO_RENDEZVOUS_PORT"]
-    return f"http://[{host}]:{port}/{KEY}" if ":" in host else f"http://{host}:{port}/{KEY}"
-
-
-# A proxy from the environment must not stand between processes of one job.
-_opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def _put(value: str) -> None:
-    request = urllib.request.Request(_url(), data=value.encode(), method="PUT")
-    _opener.open(request, timeout=10).close()
-
-
-def _get() -> str | None:
-    try:
-        with _opener.open(_url(), timeout=10) as answer:
-            return answer.read().decode()
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            return None
-        raise

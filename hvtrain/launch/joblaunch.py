@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Awaitable, Callable
 
 from hvtrain.config import Job
+from hvtrain.chaos.plan import Plan
 from hvtrain.checkpoint.store import Store
 from hvtrain.control import auth
 from hvtrain.control.boot import Boot
@@ -23,20 +24,26 @@ from hvtrain.control.coordinator import Coordinator
 from hvtrain.control.events import JobFailed
 from hvtrain.control.roster import Limits
 from hvtrain.errors import ExitCode, HvtrainError
-from hvtrain.launch import network
+from hvtrain.launch import network, storms
 from hvtrain.report.reporter import Reporter
+from hvtrain.report.rundir import RunDirectory
 from hvtrain.saving import checkpoint_directory
 
 
 @dataclass(frozen=True)
 class JobLaunch:
-    """A job that is about to run: ``workers`` on ``interface``, user code found from ``module_dir``."""
+    """A job that is about to run: ``workers`` on ``interface``, user code found from ``module_dir``.
+
+    ``faults`` is a plan of faults that it is to suffer; ``start`` counts the starts of the run.
+    """
 
     job: Job
     workers: int
     interface: str
     module_dir: str
     command: str
+    faults: Plan | None = None
+    start: int = 1
 
     @property
     def digest(self) -> str:
@@ -47,13 +54,26 @@ class JobLaunch:
     def boot(self, address: Address, workers_here: int) -> Boot:
         """What this host's workers must know, of which there are ``workers_here``."""
         return Boot(job=self.job, coordinator=address, module_dir=self.module_dir,
-                    run_dir=os.path.abspath(self.job.run.dir), threads=threads_each(self.job, workers_here))
+                    run_dir=os.path.abspath(self.job.run.dir), threads=threads_each(self.job, workers_here),
+                    start=self.start, faults=self.faults.model_dump(mode="json") if self.faults is not None else None)
 
 
-def prepare(job: Job, config_path: str, command: str, *, interface: str | None) -> JobLaunch:
+def prepare(job: Job, config_path: str, command: str, *, interface: str | None, faults: Plan | None = None) -> JobLaunch:
     """Settle what the job file leaves open: ``interface`` is what another launcher has chosen."""
     return JobLaunch(job, job.launch.workers or 1, job.launch.interface or interface or network.loopback(),
-                     str(Path(config_path).resolve().parent), command)
+                     str(Path(config_path).resolve().parent), command, faults, RunDirectory(job.run.dir).starts() + 1)
+
+
+def limits_of(job: Job) -> Limits:
+    """The bounds that the job file sets to the membership."""
+    elastic, launch = job.elastic, job.launch
+    return Limits(
+        start=launch.start_timeout.seconds, stop=launch.stop_timeout.seconds,
+        heartbeat=elastic.heartbeat_timeout.seconds, replace=elastic.replace_timeout.seconds,
+        form=job.comm.timeout.seconds, step=None if elastic.step_timeout == "auto" else elastic.step_timeout.seconds,
+        elastic=elastic.enabled, min_workers=elastic.min_workers, max_workers=elastic.max_workers,
+        spares=elastic.spares, failures_per_step=elastic.max_failures_per_step,
+        losses_per_hour=elastic.max_losses_per_hour)
 
 
 def threads_each(job: Job, workers_here: int) -> int:
@@ -62,31 +82,40 @@ def threads_each(job: Job, workers_here: int) -> int:
     return wanted if isinstance(wanted, int) else max(1, len(os.sched_getaffinity(0)) // workers_here)
 
 
-async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordinator], Awaitable[None]]) -> int:
+async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordinator], Awaitable[None]], *,
+                     follow: bool = False, on_drop: Callable[[str], None] = lambda name: None,
+                     token: str | None = None) -> int:
     """Run the job's coordinator to the job's end; returns the exit code.
 
-    ``start_agents`` is called once the coordinator listens. SIGINT and SIGTERM ask the workers to stop.
+    SIGINT and SIGTERM ask the workers to stop.
+
+    Args:
+        start_agents: called once the coordinator listens.
+        follow: the job takes every slot that agents offer.
+        on_drop: called with the name of an agent that is lost.
+        token: the job's; a new one if None.
     """
     job = launch.job
     reporter = Reporter(job, workers=launch.workers, command=launch.command)
     reporter.open()
     try:
-        token = auth.new_token()
-        limits = Limits(start=job.launch.start_timeout.seconds, stop=job.launch.stop_timeout.seconds,
-                        heartbeat=job.elastic.heartbeat_timeout.seconds,
-                        verdict=job.elastic.replace_timeout.seconds)
-        coordinator = Coordinator(wanted=launch.workers, limits=limits, token=token,
+        token = token or auth.new_token()
+        coordinator = Coordinator(wanted=launch.workers, limits=limits_of(job), token=token,
                                   host=network.address_of(launch.interface), interface=launch.interface,
-                                  job_digest=launch.digest, observer=reporter)
+                                  job_digest=launch.digest, observer=reporter, follow=follow, on_drop=on_drop)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, coordinator.request_stop, number)
         port = await coordinator.start()
+        reporter.directory.announce({"host": coordinator.host, "port": port, "token": coordinator.client_token,
+                                     "pid": os.getpid()})
+        storm = asyncio.create_task(storms.rage(launch.faults, coordinator, reporter.directory.path))
         try:
             await start_agents(Address(coordinator.host, port, token), coordinator)
         except HvtrainError as error:
             coordinator.feed(JobFailed(Cause(int(error.exit_code), str(error), salvage=False)))
         cause = await coordinator.wait()
+        storm.cancel()
         await coordinator.close(cause)
         _tell(launch, reporter, cause)
         return int(cause.exit_code)
@@ -104,7 +133,7 @@ def _tell(launch: JobLaunch, reporter: Reporter, cause: Cause) -> None:
         print(f"hvtrain: the run directory could not be updated: {error}", file=sys.stderr)
     directory = reporter.directory.path
     if code is ExitCode.DONE:
-        reporter.console.say(_success(reporter.results, str(directory)))
+        reporter.console.say(_success(reporter.results, str(directory), reporter.account))
         return
     out = [f"hvtrain: {cause.reason}"]
     if cause.traceback:
@@ -117,14 +146,24 @@ def _tell(launch: JobLaunch, reporter: Reporter, cause: Cause) -> None:
     print("\n".join(out), file=sys.stderr, flush=True)
 
 
-def _success(results: dict, directory: str) -> str:
+def _success(results: dict, directory: str, faults: dict) -> str:
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in results.get("metrics", {}).items())
     steps, seconds = results.get("steps", 0), results.get("seconds", 0.0)
     head = f"done: {steps:,} steps in {seconds:.1f} s" if steps else (
         "nothing to do: this run is complete (start it over with checkpoint.resume=never)")
     best = results.get("best")
     tail = f"\nbest: {best:.4f} at step {results['best_step']:,}" if best is not None else ""
-    return f"{head}\nresult: {metrics or 'no evaluation'}{tail}\nrun directory: {directory}"
+    return f"{head}\nresult: {metrics or 'no evaluation'}{tail}\n{_faults(faults)}run directory: {directory}"
+
+
+def _faults(faults: dict) -> str:
+    """One line about what went wrong and was mended; nothing if nothing did."""
+    lost, goodput = faults.get("lost_workers", 0), faults.get("goodput")
+    if not lost or goodput is None:
+        return ""
+    again = f", {faults['repeated_steps']:,} steps taken again" if faults["repeated_steps"] else ", no step lost"
+    return (f"faults: {lost} worker{'s' if lost > 1 else ''} lost{again}, {faults['seconds_down']:.1f} s down, goodput "
+            f"{goodput:.1%} (see events.jsonl)\n")
 
 
 def command_line(arguments: list[str]) -> str:

@@ -7,41 +7,67 @@ import json
 import socket
 import subprocess
 
-from hvtrain.control.causes import Cause
 from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
-from hvtrain.control.events import JobFailed
-from hvtrain.errors import ExitCode
-from hvtrain.launch.agentstart import end_agent
+from hvtrain.control.events import AgentLost
+from hvtrain.launch.agentstart import end_agent, start_agent
 from hvtrain.launch.joblaunch import JobLaunch, coordinate
 
-WATCH_SECONDS = 0.2
+WATCH_SECONDS = 0.05
 """How often it is looked whether the agent is still there."""
+
+UNBOUNDED_SLOTS = 1024
+"""A person may ask for as many workers on this host, where elastic.max_workers sets no bound."""
+
+
+class HostAgent:
+    """This host's agent process; one that is lost is replaced, and the job goes on from its last checkpoint."""
+
+    def __init__(self, launch: JobLaunch, first: subprocess.Popen):
+        self._launch, self._process = launch, first
+        self._name = socket.gethostname()
+        self._watching: asyncio.Task | None = None
+
+    async def start(self, address: Address, coordinator: Coordinator) -> None:
+        """Tell the waiting agent what job it is for, and watch over it."""
+        self._address = address
+        self._hand_over()
+        self._watching = asyncio.create_task(self._watch(coordinator))
+
+    def drop(self, name: str) -> None:
+        """The coordinator has given the agent up: end it, so that another one can take its place."""
+        self._process.kill()
+
+    async def end(self) -> None:
+        """End the agent with the job."""
+        if self._watching is not None:
+            self._watching.cancel()
+        await asyncio.to_thread(end_agent, self._process)
+
+    def _hand_over(self) -> None:
+        job, workers = self._launch.job, self._launch.workers
+        slots = max(workers, job.elastic.max_workers or UNBOUNDED_SLOTS) + job.elastic.spares
+        record = {"boot": self._launch.boot(self._address, workers).to_json(), "name": self._name, "host": self._name,
+                  "slots": slots, "job_digest": self._launch.digest}
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(record).encode())
+        self._process.stdin.close()
+
+    async def _watch(self, coordinator: Coordinator) -> None:
+        while True:
+            while self._process.poll() is None:
+                await asyncio.sleep(WATCH_SECONDS)
+            coordinator.feed(AgentLost(self._name))
+            if not self._launch.job.elastic.enabled:
+                return
+            self._process = start_agent(self._launch.job.framework)
+            self._hand_over()
 
 
 async def run(launch: JobLaunch, agent: subprocess.Popen) -> int:
     """Run a job on this host with a started ``agent``; returns its exit code."""
-    watch: list[asyncio.Task] = []
-
-    async def start(address: Address, coordinator: Coordinator) -> None:
-        host = socket.gethostname()
-        record = {"boot": launch.boot(address, launch.workers).to_json(), "name": host, "host": host,
-                  "slots": launch.workers, "job_digest": launch.digest}
-        assert agent.stdin is not None
-        agent.stdin.write(json.dumps(record).encode())
-        agent.stdin.close()
-        watch.append(asyncio.create_task(_watch(agent, coordinator)))
-
+    host = HostAgent(launch, agent)
     try:
-        return await coordinate(launch, start)
+        return await coordinate(launch, host.start, on_drop=host.drop)
     finally:
-        for task in watch:
-            task.cancel()
-        await asyncio.to_thread(end_agent, agent)
-
-
-async def _watch(agent: subprocess.Popen, coordinator: Coordinator) -> None:
-    while (status := agent.poll()) is None:
-        await asyncio.sleep(WATCH_SECONDS)
-    coordinator.feed(JobFailed(Cause(int(ExitCode.LOST_WORKERS), f"the agent ended early with status {status}",
-                                     weight=1)))
+        await host.end()

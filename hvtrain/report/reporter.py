@@ -34,6 +34,7 @@ class Reporter:
         self._status: dict[str, Any] = {}
         self._status_at = 0.0
         self._summary: dict[str, Any] = {}
+        self.account: dict[str, Any] = {}
 
     def open(self) -> None:
         """Take the run directory into use. Raises UsageError or EnvironmentNotReady if that cannot be."""
@@ -79,12 +80,26 @@ class Reporter:
         if name == "resumed" and step is not None:
             self._rewind(step)
             self.console.say(f"resumed at step {step} from {values.get('path', '')}")
+        elif name == "rollback" and step is not None:
+            self._rewind(step)
+            self.console.say(f"all workers were lost: going on from step {step}, {values['steps']} steps are taken again "
+                             f"(from {_SOURCES[values['source']]})")
+        elif name == "round" and values["reason"] == "loss":
+            seconds = values["seconds"]
+            self.console.say(f"step {step}: {values['size']} workers train again, "
+                             f"{seconds.get('first_step', seconds.get('formed', 0.0)):.2f} s after the loss was noticed")
         elif name in _SHOWN:
-            self.console.say(_SHOWN[name].format(step=step, text=values.get("text", "")))
+            self.console.say(_SHOWN[name].format(step=step, text=values.get("text", ""), **{
+                key: values.get(key, "") for key in ("reason", "old", "new")}))
         current = self._status.get("step", 0) if step is None else step
         self._events.append({"event": name, "time": _now(), "step": current, **values})
         if name in ("checkpoint", "resumed"):
             self._set_status(force=True, step=max(current, self._status.get("step", 0)), **{f"{name}_step": current})
+
+    def faults(self, account: Mapping[str, Any]) -> None:
+        """What went wrong in the run and what it has cost."""
+        self.account = dict(account)
+        self._set_status(force=True, faults=self.account)
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Rank 0's own account of the run."""
@@ -123,9 +138,13 @@ class Reporter:
             write_json(self.directory.status, {**self._status, "updated": _now()})
 
 
+_SOURCES = {"memory": "the snapshot in a host's memory", "checkpoint": "the last durable checkpoint"}
 _SHOWN = {
     "start_method": "warning: {text}",
     "stop_requested": "stopping after a checkpoint; a second signal stops at once",
+    "worker_lost": "step {step}: {reason}",
+    "resize": "step {step}: from {old} to {new} workers",
+    "warm_restarted": "{text}; it was started again",
     "early_stop": "early stop: no improvement; step {step}",
 }
 

@@ -6,6 +6,7 @@
               env.json      versions and machine          checkpoints/     see hvtrain.checkpoint
               status.json   state, reason, step           metrics.jsonl    one measurement a line
               .lock         held while a job runs         events.jsonl     one event a line
+              control.json  how commands reach the job    ledger/          who used which sample (log.ledger)
 """
 
 from __future__ import annotations
@@ -18,6 +19,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from hvtrain.errors import EnvironmentNotReady, UsageError
+
+
+WORKERS_LOCK = ".workers.lock"
+WORKERS_SECONDS = 60.0
+"""How long a start waits for the workers of a former one, whose launcher was killed, to save and to end."""
 
 
 class RunDirectory:
@@ -35,6 +41,7 @@ class RunDirectory:
     events = property(lambda self: self.path / "events.jsonl")
     logs = property(lambda self: self.path / "logs")
     tensorboard = property(lambda self: self.path / "tensorboard")
+    control = property(lambda self: self.path / "control.json")
 
     def take(self, *, fresh: bool) -> Path | None:
         """Create the directory and lock it for this job.
@@ -74,15 +81,47 @@ class RunDirectory:
             holder = self._lock.read().strip() or "unknown"
             raise UsageError(f"the run directory {self.path} is in use by another job (pid {holder}). Wait for it, stop "
                              "it, or choose another with run.dir=PATH") from None
+        self._wait_for_workers()
         self._lock.truncate(0)
         self._lock.write(f"{os.getpid()}\n")
         self._lock.flush()
 
+    def _wait_for_workers(self) -> None:
+        """A launcher that was killed may have left workers behind that are saving their last step."""
+        deadline = time.monotonic() + WORKERS_SECONDS
+        with open(self.path / WORKERS_LOCK, "a") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        raise UsageError(f"workers of a former start of the run {self.path} are still there after "
+                                         f"{WORKERS_SECONDS:g} s. Look for processes named hvtrain-*, or choose another "
+                                         "directory with run.dir=PATH") from None
+                    time.sleep(0.05)
+
     def release(self) -> None:
         """Let others use the directory."""
         if self._lock is not None:
+            self.control.unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
+
+    def starts(self) -> int:
+        """How many times this run has been started."""
+        try:
+            with open(self.events, "rb") as file:
+                return sum(line.startswith(b'{"event": "started"') for line in file)
+        except OSError:
+            return 0
+
+    def announce(self, door: dict[str, Any]) -> None:
+        """Write down, for this user's eyes only, where commands reach the running job."""
+        self.control.unlink(missing_ok=True)
+        file = os.open(self.control, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(file, "w") as out:
+            json.dump(door, out)
 
     def rewind_metrics(self, step: int) -> int:
         """Move measurements of steps after ``step`` aside: they are about to be measured again.
@@ -103,6 +142,14 @@ class RunDirectory:
                 file.writelines(line + "\n" for line in aside)
             write_atomically(self.metrics, "".join(line + "\n" for line in keep))
         return len(aside)
+
+
+def share(path: str | os.PathLike[str]) -> IO[str]:
+    """Say that there are workers of this run, until the result is closed."""
+    Path(path).mkdir(parents=True, exist_ok=True)
+    lock = open(Path(path) / WORKERS_LOCK, "a")
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    return lock
 
 
 def write_atomically(path: Path, text: str) -> None:

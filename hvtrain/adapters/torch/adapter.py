@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from typing import Any, Iterable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import torch
 
+from hvtrain import probe
 from hvtrain.adapters.base import Reduced
 from hvtrain.adapters.torch import optimizers, sharing, state
 from hvtrain.adapters.torch.averages import Averages
@@ -29,13 +30,15 @@ class TorchAdapter:
         task: the user's task.
         threads: CPU threads this process computes with.
         local_rank: which of the host's devices to use, where there are several.
+        tick: called whenever a micro-batch is done.
     """
 
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, job: Job, task: Task, *, threads: int, local_rank: int = 0):
-        self._job, self._task, self._world = job, task, SoloWorld()
+    def __init__(self, job: Job, task: Task, *, threads: int, local_rank: int = 0,
+                 tick: Callable[[], None] = lambda: None):
+        self._job, self._task, self._world, self._tick = job, task, SoloWorld(), tick
         torch.set_num_threads(threads)
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
@@ -52,6 +55,8 @@ class TorchAdapter:
         self._base_rates = optimizers.base_rates(self.optimizer)
         self._initial = [dict(group) for group in self.optimizer.param_groups]
         self._trainable = [p for p in self.model.parameters() if p.requires_grad]
+        # The nearest to "within the optimizer's step" that PyTorch offers: after it has begun, before it returns.
+        self.optimizer.register_step_post_hook(lambda *_: probe.reached("optimizer"))
         self._statistics = Statistics(self.model, self._task.averaged_buffers)
         comm = self._job.comm
         self._gradients = FlatGradients(self._trainable, self._statistics,
@@ -82,12 +87,15 @@ class TorchAdapter:
             loss_sum = 0.0
             for number, (batch, count) in enumerate(zip(batches, counts)):
                 batch = self._to_device(batch)
-                losses = self._losses(self._forward(batch), batch, count)
+                outputs = self._forward(batch)
+                probe.reached("forward")
+                losses = self._losses(outputs, batch, count)
                 value = losses.sum()
                 loss_sum += value.item()
                 if number == len(batches) - 1:
                     self._gradients.expect_last(loss_sum, flags, sum(counts) / total)
                 (value / total).backward()
+                self._tick()
             if not batches:
                 self._gradients.expect_last(0.0, flags, 0.0)
             summed, flags_sum, waited = self._gradients.finish()
@@ -142,11 +150,11 @@ class TorchAdapter:
     def parameter_count(self) -> int:
         return sum(p.numel() for p in self._trainable)
 
-    def export(self) -> dict[str, dict[str, Blob]]:
-        optimizer, _ = state.export_optimizer(self.model, self.optimizer)
-        groups = {"model": state.export_module(self.model), "optimizer": optimizer}
+    def export(self, copy: bool = True) -> dict[str, dict[str, Blob]]:
+        optimizer, _ = state.export_optimizer(self.model, self.optimizer, copy)
+        groups = {"model": state.export_module(self.model, copy), "optimizer": optimizer}
         if self._averages is not None:
-            groups["ema"] = {name: state.to_blob(t) for name, t in self._averages.tensors.items()}
+            groups["ema"] = {name: state.to_blob(t, copy) for name, t in self._averages.tensors.items()}
         return groups
 
     def scalars(self) -> dict[str, Any]:
@@ -171,14 +179,16 @@ class TorchAdapter:
     def share(self, value: Any, root: int, name: str) -> Any:
         return sharing.share(self._world, value, root, name)
 
-    def share_state(self, root: int) -> None:
+    def share_state(self, root: int) -> int:
         if self._world.size == 1:
-            return
+            return 0
         mine = self._world.rank == root
-        groups = sharing.share_groups(self._world, self.export() if mine else None, root)
+        groups = sharing.share_groups(self._world, self.export(copy=False) if mine else None, root)
         scalars = self.share(self.scalars() if mine else None, root, "state.scalars")
-        if not mine:
-            self.restore(groups, scalars)
+        if mine:
+            return 0
+        self.restore(groups, scalars)
+        return sum(blob.nbytes for blobs in groups.values() for blob in blobs.values())
 
     def _forward(self, batch: Any) -> Any:
         inputs = self._task.inputs(batch)

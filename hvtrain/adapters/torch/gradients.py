@@ -16,6 +16,7 @@ from typing import Sequence
 
 import torch
 
+from hvtrain import probe
 from hvtrain.adapters.torch.statistics import Statistics
 from hvtrain.comm import buckets as layout
 from hvtrain.engine.world import World
@@ -132,6 +133,7 @@ class FlatGradients:
     def _start(self, number: int) -> None:
         assert self._world is not None
         self._handles[number] = self._world.sum_async(self._flats[number], f"grad.{number}")
+        probe.reached("bucket")
 
     def _hook(self, index: int):
         number, view = self._bucket_of[index], self._views[index]
@@ -149,6 +151,8 @@ class FlatGradients:
                         f"the gradient of a parameter of shape {tuple(parameter.shape)} arrived twice in one backward "
                         "pass, as it does when a layer is used in several re-entrant activation checkpoints; call "
                         "torch.utils.checkpoint.checkpoint with use_reentrant=False")
+                if not self._arrived:
+                    probe.reached("backward")
                 self._arrived.add(index)
                 self._missing[number] -= 1
                 if self._missing[number] == 0:

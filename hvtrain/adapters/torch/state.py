@@ -17,9 +17,9 @@ _NAMES = {
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 
 
-def to_blob(tensor: torch.Tensor) -> Blob:
-    """A copy of ``tensor`` in host memory: training may go on while it is written."""
-    host = tensor.detach().to("cpu", copy=True).contiguous()
+def to_blob(tensor: torch.Tensor, copy: bool = True) -> Blob:
+    """A copy of ``tensor`` in host memory: training may go on while it is written. Or a view, without ``copy``."""
+    host = tensor.detach().to("cpu", copy=copy).contiguous()
     if host.dtype not in _NAMES:
         raise TypeError(f"tensors of {host.dtype} cannot be stored in a checkpoint")
     if host.numel() == 0:
@@ -35,9 +35,9 @@ def from_blob(blob: Blob) -> torch.Tensor:
     return torch.frombuffer(bytearray(blob.data), dtype=torch.uint8).view(dtype).reshape(blob.shape)
 
 
-def export_module(model: torch.nn.Module) -> dict[str, Blob]:
+def export_module(model: torch.nn.Module, copy: bool = True) -> dict[str, Blob]:
     """All persistent parameters and buffers by name."""
-    return {name: to_blob(tensor) for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
+    return {name: to_blob(tensor, copy) for name, tensor in model.state_dict().items() if isinstance(tensor, torch.Tensor)}
 
 
 def restore_module(model: torch.nn.Module, blobs: Mapping[str, Blob]) -> None:
@@ -68,7 +68,7 @@ def parameter_names(model: torch.nn.Module, optimizer: torch.optim.Optimizer) ->
     return {number: names.get(id(p), f"parameter.{number}") for number, p in enumerate(ordered)}
 
 
-def export_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer
+def export_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, copy: bool = True
                      ) -> tuple[dict[str, Blob], dict[str, Any]]:
     """The optimizer's state: tensors as ``parameter/key``, everything else as JSON-able values."""
     names = parameter_names(model, optimizer)
@@ -78,7 +78,7 @@ def export_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer
         for key, value in entries.items():
             place = f"{names[number]}/{key}"
             if isinstance(value, torch.Tensor):
-                tensors[place] = to_blob(value)
+                tensors[place] = to_blob(value, copy)
             else:
                 values[place] = value
     return tensors, values

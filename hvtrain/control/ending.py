@@ -1,0 +1,62 @@
+"""The end of a job: who saves, who is told to go, and who is killed because it does not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from hvtrain.control import causes
+from hvtrain.control.causes import Cause
+from hvtrain.control.events import Action, Dismiss, EndJob, KillWorker
+from hvtrain.control.roster import Phase, Stage, State
+from hvtrain.errors import ExitCode
+
+Outcome = tuple[State, tuple[Action, ...]]
+
+SALVAGERS = (Stage.READY, Stage.SEATED, Stage.RETURNING, Stage.FINISHED)
+
+
+def begin(state: State, cause: Cause, now: float) -> State:
+    """Enter ENDING, or let a better cause replace the known one while its verdict is awaited."""
+    if state.phase is not Phase.ENDING:
+        return replace(state, phase=Phase.ENDING, since=now, cause=cause)
+    if state.cause is None or (cause.weight > state.cause.weight and state.cause.exit_code != ExitCode.DONE):
+        return replace(state, cause=cause)
+    return state
+
+
+def settle(state: State, now: float) -> Outcome:
+    """What is due in ENDING: dismissing the workers, killing the late, ending the job."""
+    assert state.cause is not None
+    if not state.workers:
+        return _over(state)
+    actions: tuple[Action, ...] = ()
+    known = state.cause.weight >= causes.OBSERVED or now >= state.since + state.limits.replace
+    if not state.dismissed and (known or not any(state.at(Stage.SEATED, Stage.RETURNING))):
+        state, actions = _dismiss(state)
+    if not state.killed and now >= state.since + state.limits.stop:
+        state = replace(state, killed=True)
+        actions += tuple(KillWorker(name, worker.agent) for name, worker in state.workers.items())
+    elif state.killed and now >= state.since + 2 * state.limits.stop:
+        return _over(state)  # not even SIGKILL was confirmed: the agents' own end will do it
+    return state, actions
+
+
+def _dismiss(state: State) -> Outcome:
+    holders = [(-worker.step, worker.rank, name) for name, worker in state.at(*SALVAGERS) if worker.step > 0]
+    salvager = min(holders)[2] if holders and _worth_saving(state) else None
+    told = tuple(name for name, _ in state.at(*SALVAGERS, Stage.LEAVING))
+    actions: tuple[Action, ...] = (Dismiss(told, salvager),) if told else ()
+    # Who builds its model still has nothing to save.
+    actions += tuple(KillWorker(name, worker.agent) for name, worker in state.at(Stage.STARTING))
+    return replace(state, dismissed=True), actions
+
+
+def _worth_saving(state: State) -> bool:
+    assert state.cause is not None
+    finished = state.cause.exit_code == ExitCode.DONE or any(state.at(Stage.FINISHED))
+    return state.cause.salvage and not finished
+
+
+def _over(state: State) -> Outcome:
+    assert state.cause is not None
+    return replace(state, phase=Phase.OVER), (EndJob(state.cause),)

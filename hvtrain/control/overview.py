@@ -1,0 +1,47 @@
+"""What ``hvtrain ps`` and ``hvtrain scale`` are told about a job."""
+
+from __future__ import annotations
+
+from typing import Mapping
+
+from hvtrain.control import messages
+from hvtrain.control.roster import Phase, Stage, State
+
+_STATES = {Stage.SEATED: "training", Stage.READY: "standing by", Stage.RETURNING: "recovering"}
+
+
+def describe(state: State, pids: Mapping[str, int]) -> messages.Overview:
+    """The job as one object: who is there, in which round, at which step."""
+    agents = [{"agent": name, "host": agent.host, "slots": agent.slots, "pid": pids.get(name),
+               "state": "leaving" if agent.leaving else "here",
+               "workers": sum(worker.agent == name for worker in state.workers.values())}
+              for name, agent in sorted(state.agents.items())]
+    workers = []
+    for name, worker in state.workers.items():
+        seated = name in state.round.members
+        agent = state.agents.get(worker.agent)
+        workers.append({
+            "worker": name, "agent": worker.agent, "host": agent.host if agent else "", "slot": worker.local,
+            "pid": pids.get(name), "rank": worker.rank if seated else None, "round": state.round.number if seated else None,
+            "step": max(worker.step, 0), "state": _STATES.get(worker.stage, worker.stage.value)})
+    workers.sort(key=lambda worker: (worker["rank"] is None, worker["rank"] or 0, worker["worker"]))
+    job = {"phase": state.phase.value, "round": state.round.number, "status": state.round.status.value,
+           "size": len(state.round.members), "target": state.target, "step": state.progress}
+    return messages.Overview(job=job, agents=agents, workers=workers)
+
+
+def judge_scale(state: State, workers: int) -> tuple[bool, str]:
+    """Whether the job can have so many workers, and what to tell the person who asked."""
+    limits = state.limits
+    slots = sum(agent.slots for agent in state.agents.values() if not agent.leaving)
+    if not limits.elastic:
+        return False, "elastic.enabled is false in this job, so its size is fixed"
+    if state.phase is not Phase.OPEN or state.stop_signal:
+        return False, f"the job is {'stopping' if state.stop_signal else state.phase.value}; its size cannot change now"
+    if workers < limits.min_workers:
+        return False, f"{workers} is below elastic.min_workers ({limits.min_workers})"
+    if limits.max_workers is not None and workers > limits.max_workers:
+        return False, f"{workers} is above elastic.max_workers ({limits.max_workers})"
+    if workers > slots:
+        return False, f"the agents have {slots} slots; for {workers} workers more agents must join first"
+    return True, f"from {state.target} to {workers} workers" if workers != state.target else f"it has {workers} already"

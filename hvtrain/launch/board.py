@@ -1,0 +1,134 @@
+"""How horovodrun's other processes learn from the first one where the job's coordinator is.
+
+Where it listens is said in horovodrun's key-value store, which everybody can read. The job's token is not: it lies in
+a file of the run directory that only this user can read. Horovod gives its processes no common secret that could
+serve instead, and passes their whole environment on a command line::
+
+    first process                     key-value store                      another process
+      .token (0600) in run.dir  ----------------------------------------->  token
+      host, port, hash of the token ->  hvtrain/coordinator  ------------->  where, and which token
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvtrain.control.client import Address
+from hvtrain.errors import EnvironmentNotReady
+from hvtrain.launch.kvstore import Store
+
+KEY = "hvtrain/coordinator"
+TOKEN_FILE = ".token"
+OPEN_VARIABLE = "HVTRAIN_TOKEN_IN_STORE"
+POLL_SECONDS = 0.05
+
+
+@dataclass(frozen=True)
+class Notice:
+    """What stands on the board: either where the coordinator is, or ``over``, the exit code of a job that has ended.
+
+    ``workers``, ``start``: how many workers the job was started with, and which start of the run it is; who comes later
+    would count wrongly. ``again``: this coordinator takes over from a lost one, so the job goes on from where it was
+    even if its file says that it is to start afresh.
+    """
+
+    address: Address | None = None
+    over: int | None = None
+    workers: int = 1
+    start: int = 1
+    again: bool = False
+
+
+class Board:
+    """The board of one job, whose ``run_dir`` all hosts see."""
+
+    def __init__(self, store: Store, run_dir: str | os.PathLike[str]):
+        self._store, self._token_file = store, Path(run_dir) / TOKEN_FILE
+        self._in_store = os.environ.get(OPEN_VARIABLE) == "1"
+
+    async def announce(self, notice: Notice) -> None:
+        """Say where the coordinator is. Raises ConnectionError, or OSError if the token cannot be written."""
+        address = notice.address
+        assert address is not None
+        entry: dict[str, object] = {"host": address.host, "port": address.port, "token_hash": _hash(address.token),
+                                    "workers": notice.workers, "start": notice.start, "again": notice.again}
+        if self._in_store:
+            entry["token"] = address.token
+        elif self._token() != address.token:
+            self._write(address.token)
+        await self._store.put(KEY, json.dumps(entry).encode())
+
+    async def announce_end(self, exit_code: int) -> None:
+        """Say that the job is over, to processes that start late. Raises ConnectionError."""
+        await self._store.put(KEY, json.dumps({"over": exit_code}).encode())
+
+    async def read(self) -> Notice | None:
+        """What stands there; None if that is nothing, or of no use: anybody may write there.
+
+        Raises:
+            ConnectionError: the store does not answer.
+        """
+        try:
+            entry = json.loads(await self._store.get(KEY) or "null")
+            if isinstance(entry.get("over"), int):
+                return Notice(over=entry["over"])
+            token = str(entry["token"]) if self._in_store else self._token()
+            if token is None or not hmac.compare_digest(_hash(token), str(entry["token_hash"])):
+                return None
+            return Notice(Address(str(entry["host"]), int(entry["port"]), token), workers=int(entry["workers"]),
+                          start=int(entry["start"]), again=bool(entry["again"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+    async def find(self, seconds: float) -> Notice:
+        """Wait for a notice.
+
+        Raises:
+            EnvironmentNotReady: there is none after ``seconds``.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        problem = "the first process did not announce the job's coordinator"
+        while loop.time() < deadline:
+            try:
+                notice = await self.read()
+                if notice is not None:
+                    return notice
+                if await self._store.get(KEY) is not None:
+                    problem = (f"the job's coordinator is announced, but {self._token_file} with the job's token is "
+                               "not there. run.dir must lie on a disk that all hosts share; where the network can be "
+                               f"trusted, {OPEN_VARIABLE}=1 before horovodrun passes the token through horovodrun's "
+                               "open store instead. Nothing came")
+            except ConnectionError as error:
+                problem = f"{error}; nothing came"
+            await asyncio.sleep(POLL_SECONDS)
+        raise EnvironmentNotReady(f"{problem} within launch.start_timeout ({seconds:g} s); the first process's own "
+                                  "output may say why.")
+
+    def clear(self) -> None:
+        """Remove the token's file: the job is over."""
+        self._token_file.unlink(missing_ok=True)
+
+    def _token(self) -> str | None:
+        try:
+            return self._token_file.read_text()
+        except OSError:
+            return None
+
+    def _write(self, token: str) -> None:
+        self._token_file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self._token_file.with_name(f"{TOKEN_FILE}.{os.getpid()}")
+        temporary.unlink(missing_ok=True)
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(token)
+        os.replace(temporary, self._token_file)
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

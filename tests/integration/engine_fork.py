@@ -1,0 +1,145 @@
+"""Members of rounds, forked from one process that has imported the framework: each is there within milliseconds.
+
+Run as ``python engine_fork.py ADDRESS`` (a UNIX socket on which the test listens): every line on its standard input
+forks a member, which connects to ADDRESS, says its pid, and from then on reads commands (JSON lines) and answers each
+with a JSON line. A command has an ``id`` and ``do``, the name of a function below; those in NOW are done by the thread
+that reads, while the main thread is blocked in another one.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import queue
+import signal
+import socket
+import sys
+import threading
+import time
+
+import torch
+
+torch.set_num_threads(1)
+import horovod.torch  # noqa: E402, F401 - before the fork: what is slow is done once
+
+from hvtrain.engine.rounds import Forming  # noqa: E402
+from hvtrain.engine.world import Place  # noqa: E402
+
+NOW = {"prepare", "abandon", "cut", "users_socket", "users_socket_works", "numbers"}
+
+
+class Member:
+    """What the commands do. ``run`` and what a world does run in the main thread."""
+
+    def __init__(self) -> None:
+        self.forming: Forming | None = None
+        self.world = None
+        self.kept: Forming | None = None
+        self.pairs: list[tuple[socket.socket, socket.socket]] = []
+
+    def prepare(self, **place: object) -> None:
+        self.forming = Forming(Place(**place), "torch")
+
+    def run(self) -> int:
+        self.world = self.forming.run()
+        return self.world.size
+
+    def abandon(self) -> None:
+        self.forming.abandon()
+
+    def keep_forming(self) -> None:
+        self.kept = self.forming
+
+    def abandon_kept(self) -> None:
+        self.kept.abandon()
+
+    def layout(self) -> tuple[int, ...]:
+        """What Horovod itself says about this process's place."""
+        hvd = horovod.torch
+        return hvd.local_rank(), hvd.local_size(), hvd.cross_rank(), hvd.cross_size()
+
+    def cut(self) -> int:
+        return self.world.cut()
+
+    def close(self) -> None:
+        self.world.close()
+
+    def close_any(self) -> None:
+        if self.world is not None: self.world.close()
+
+    def reduce(self, value: float, count: int = 3, times: int = 1) -> float:
+        for _ in range(times):
+            tensor = torch.full((count,), value)
+            self.world.wait(self.world.sum_async(tensor, "x"))
+        return float(tensor[-1])
+
+    def broadcast(self, value: float, count: int = 3) -> float:
+        tensor = torch.full((count,), value)
+        self.world.broadcast(tensor, 0, "b")
+        return float(tensor[-1])
+
+    def users_socket(self) -> int:
+        """Open a TCP connection of the user's, to itself."""
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            near = socket.create_connection(server.getsockname())
+            self.pairs.append((near, server.accept()[0]))
+        return near.fileno()
+
+    def users_socket_works(self) -> bool:
+        for near, far in self.pairs:
+            near.sendall(b"!")
+            if far.recv(1) != b"!":
+                return False
+        return True
+
+    def numbers(self) -> dict[str, int]:
+        """Threads, file descriptors and resident kilobytes."""
+        gc.collect()
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+        return {"threads": len(os.listdir("/proc/self/task")), "files": len(os.listdir("/proc/self/fd")),
+                "kilobytes": pages * os.sysconf("SC_PAGESIZE") // 1024}
+
+
+def be_a_member(address: str) -> None:
+    member, work = Member(), queue.Queue()
+    connection = socket.socket(socket.AF_UNIX)
+    connection.connect(address)
+    lines, lock = connection.makefile("rw"), threading.Lock()
+
+    def say(answer: dict) -> None:
+        with lock:
+            lines.write(json.dumps(answer) + "\n")
+            lines.flush()
+
+    def do(command: dict) -> None:
+        number, name = command.pop("id"), command.pop("do")
+        try:
+            answer: dict = {"value": getattr(member, name)(**command)}
+        except BaseException as error:  # noqa: BLE001 - the test looks at the type
+            answer = {"error": type(error).__name__, "text": str(error)}
+        say({"id": number, "at": time.monotonic(), **answer})
+
+    def read() -> None:
+        for line in lines:
+            command = json.loads(line)
+            if command["do"] in NOW:
+                do(command)
+            else:
+                work.put(command)
+        os._exit(0)
+
+    say({"pid": os.getpid()})
+    threading.Thread(target=read, daemon=True).start()
+    while True:
+        do(work.get())
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the members
+    print("ready", flush=True)
+    while os.read(0, 1):
+        if os.fork() == 0:
+            os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+            be_a_member(sys.argv[1])
