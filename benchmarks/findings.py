@@ -69,7 +69,7 @@ class Findings:
             record["step_ms"] = step_milliseconds(full, disturbance.pauses())
             self._tell(record, disturbance, len(self.outages))
             if self._args.logs:
-                shutil.copytree(job.folder, Path(self._args.logs) / f"{self._kind}-{len(self._jobs)}-{kills}-faults")
+                self._keep(job.folder, Path(self._args.logs) / f"{self._kind}-{len(self._jobs)}-{kills}-faults")
             self.outages += [{**vars(each), "job": len(self._jobs)} for each in disturbance.outages]
             return record
 
@@ -98,6 +98,13 @@ class Findings:
         more = f", digest {record['digest'][:12] or '-'}" if "digest" in record else ""
         print(f"  {KINDS[self._kind]:26}job over: {record['ending']}, {record['step_ms'] or 0:.0f} ms a step, load before "
               f"{record['load_before']}{more}", file=sys.stderr, flush=True)
+
+    def _keep(self, folder: Path, to: Path) -> None:
+        to.mkdir(parents=True)
+        shutil.copy(folder / "output", to)
+        for name in ("steps", "run"):
+            if (folder / name).exists():
+                shutil.copytree(folder / name, to / name)
 
     def report(self) -> dict[str, Any]:
         """Everything that was found, JSON-able."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from pathlib import Path
 
 from hvtrain.checkpoint.memory import MemorySnapshot, SharedSnapshots
 from hvtrain.config import Job
+from hvtrain.config.units import Every
 from hvtrain.data.feed import StepData
 from hvtrain.data.sampler import GlobalSampler
 from hvtrain.engine.world import World
@@ -17,6 +19,10 @@ from hvtrain.report.ledger import Ledger
 from hvtrain.saving import Saver
 
 log = logging.getLogger(__name__)
+
+
+SHARE, SHORTEST_SECONDS = 0.005, 0.25
+"""elastic.snapshot_every: auto. Snapshots take this share of the time, and come at most so often (seconds)."""
 
 
 class Keeper:
@@ -34,6 +40,8 @@ class Keeper:
         self._job, self._saver = job, saver
         self._memory = memory if self._every is not None else None
         self._kept_step, self._kept_time = -1, time.monotonic()
+        self._cost: float | None = None  # of one snapshot, seconds: the cheapest so far
+        self._reserving: threading.Thread | None = None
         self._ledger: Ledger | None = None
         if job.log.ledger:
             self._ledger = Ledger(Path(job.run.dir) / "ledger" / f"{worker}-{start}.jsonl", start=start)
@@ -62,21 +70,47 @@ class Keeper:
 
     def keep(self, progress: Progress, world: World) -> None:
         """Keep a snapshot if one is due."""
-        if self._memory is None or world.local_rank != 0 or progress.step == self._kept_step or not progress.step:
+        memory = self._memory
+        if memory is None or world.local_rank != 0 or progress.step == self._kept_step or not progress.step:
             return
-        assert self._every is not None
-        if self._every.unit == "step":
-            due = progress.step % int(self._every.count) == 0
-        else:
-            due = time.monotonic() - self._kept_time >= self._every.count
-        if due:
-            self._kept_step, self._kept_time = progress.step, time.monotonic()
-            snapshot = self._saver.snapshot(progress, world.size, copy=False)
+        began = time.monotonic()
+        if self._reserving is None:
+            self._reserving = self._reserve(memory, progress, world)
+        if not self._due(progress, began) or self._reserving.is_alive():
+            return
+        snapshot = self._saver.snapshot(progress, world.size, copy=False)
+        try:
+            memory.write(progress.step, snapshot.groups, snapshot.state)
+        except EnvironmentNotReady as error:
+            log.error("%s", error)
+            self._memory = None
+        self._kept_step, self._kept_time = progress.step, time.monotonic()
+        cost = self._kept_time - began
+        self._cost = cost if self._cost is None else min(self._cost, cost)
+
+    def _reserve(self, memory: SharedSnapshots, progress: Progress, world: World) -> threading.Thread:
+        """Have the memory for snapshots made beside the training: new pages take several times as long as a copy."""
+        groups = self._saver.snapshot(progress, world.size, copy=False).groups  # only its outline is looked at
+
+        def reserve() -> None:
             try:
-                self._memory.write(progress.step, snapshot.groups, snapshot.state)
+                memory.reserve(groups)
             except EnvironmentNotReady as error:
                 log.error("%s", error)
                 self._memory = None
+
+        thread = threading.Thread(target=reserve, name="hvtrain-reserve", daemon=True)
+        thread.start()
+        return thread
+
+    def _due(self, progress: Progress, now: float) -> bool:
+        every = self._every
+        if every == "auto":
+            return now - self._kept_time >= max(SHORTEST_SECONDS, (self._cost or 0.0) / SHARE)
+        assert isinstance(every, Every)
+        if every.unit == "step":
+            return progress.step % int(every.count) == 0
+        return now - self._kept_time >= every.count
 
     @property
     def kept(self) -> int:

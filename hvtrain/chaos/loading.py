@@ -35,7 +35,8 @@ def load(path: str | os.PathLike[str], *, workers: int | None = None, steps: int
     try:
         text = FilePath(file).read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise BadPlan([Problem(f"cannot be read: {error.strerror}; hvtrain chaos example prints a plan", file)]) from None
+        message = f"cannot be read: {error.strerror}; hvtrain chaos example prints a plan"
+        raise BadPlan([Problem(message, file)]) from None
     except UnicodeDecodeError as error:
         raise BadPlan([Problem(f"is not UTF-8 text: {error}", file)]) from None
     parsed = document.read(text)

@@ -42,7 +42,8 @@ class Fault(Section):
 
     kind: Literal["kill", "stop", "raise", "slow", "hang", "leave", "cut", "fail"] = Field(description=(
         "kill: SIGKILL; stop: SIGSTOP; raise: an exception in user code; slow: every step takes longer; hang: stuck in "
-        "user code; leave: asks to leave; cut: its connections to the other workers are shut; fail: a reduction fails."))
+        "user code; leave: asks to leave; cut: its connections to the other workers are shut; fail: a reduction "
+        "fails."))
     step: PositiveInt | None = Field(None, description=(
         "The step in which it strikes, counted from 1; in phases that not every step passes, the earliest one."))
     phase: Phase | None = Field(None, description=(

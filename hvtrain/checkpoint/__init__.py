@@ -1,17 +1,24 @@
 """Durable checkpoints: a directory per step, complete or absent, checked when read, free of any framework.
 
-The function ``digest`` is in the module of the same name.
+The names below are imported when they are used: the agent needs the shared memory of this package long before
+anything else of it. The function ``digest`` is in the module of the same name.
 """
 
-from hvtrain.checkpoint.background import BackgroundWriter
-from hvtrain.checkpoint.blob import Blob
-from hvtrain.checkpoint.manifest import Manifest, verify
-from hvtrain.checkpoint.policy import Retention, best, better, resolve_mode
-from hvtrain.checkpoint.snapshot import Snapshot
-from hvtrain.checkpoint.store import Store, step_name
-from hvtrain.checkpoint.writer import Written, write
+from __future__ import annotations
 
-__all__ = [
-    "BackgroundWriter", "Blob", "Manifest", "Retention", "Snapshot", "Store", "Written",
-    "best", "better", "resolve_mode", "step_name", "verify", "write",
-]
+from typing import Any
+
+_HOMES = {
+    "BackgroundWriter": "background", "Blob": "blob", "Manifest": "manifest", "Retention": "policy",
+    "Snapshot": "snapshot", "Store": "store", "Written": "writer", "best": "policy", "better": "policy",
+    "resolve_mode": "policy", "step_name": "store", "verify": "manifest", "write": "writer",
+}
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -21,8 +21,10 @@ def chaos() -> None:
 
 @chaos.command()
 @click.argument("plan", type=click.Path())
-@click.option("-np", "--workers", type=click.IntRange(min=1), metavar="N", help="Check the ranks against so many workers.")
-@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Check the steps against a run of so many.")
+@click.option("-np", "--workers", type=click.IntRange(min=1), metavar="N",
+              help="Check the ranks against so many workers.")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N",
+              help="Check the steps against a run of so many.")
 def check(plan: str, workers: int | None, steps: int | None) -> None:
     """Check the fault plan PLAN and print what it is going to do.
 

@@ -11,7 +11,7 @@ import click
 @click.option("-np", "--workers", type=click.IntRange(min=1), metavar="N",
               help="Number of workers on this host; overrides launch.workers.")
 @click.option("--plan", "plan_path", type=click.Path(), metavar="PLAN",
-              help="A fault plan (hvtrain chaos example). Left out: kills in every phase, two at once, a stop and a cut.")
+              help="A fault plan (hvtrain chaos example). Left out: kills in every phase, two at once, a stop, a cut.")
 @click.option("--steps", type=click.IntRange(min=6), default=60, show_default=True, metavar="N",
               help="Steps that each of the two runs makes.")
 @click.option("--limit", default="30m", show_default=True, metavar="TIME", help="A run that takes longer is given up.")

@@ -13,6 +13,8 @@ from hvtrain.errors import ExitCode, HvtrainError, UserCodeError
 
 COMMANDS = {  # name: (module, attribute, short help)
     "run": ("hvtrain.cli.run", "run", "Train what a job file describes."),
+    "ps": ("hvtrain.cli.ps", "ps", "List the agents and workers of a running job."),
+    "scale": ("hvtrain.cli.scale", "scale", "Change the number of workers of a running job."),
     "config": ("hvtrain.cli.config", "config", "Show, check or describe job files."),
     "ckpt": ("hvtrain.cli.ckpt", "ckpt", "List, verify, prune, export or compare checkpoints."),
     "chaos": ("hvtrain.cli.chaos", "chaos", "Check fault plans, and tell what has struck a run."),

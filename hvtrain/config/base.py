@@ -60,3 +60,16 @@ StepsOrEpochs = Annotated[
 ]
 Threads = Annotated[Union[PositiveInt, Literal["auto"]], WrapValidator(_int_or_auto)]
 Patience = Annotated[Union[Duration, Literal["auto"]], WrapValidator(_duration_or_auto)]
+
+
+def _every_or_auto(value: Any, handler: Any) -> Any:
+    if value == "auto":
+        return value
+    every = Every._validate(value)
+    if every.unit == "epoch":
+        raise PydanticCustomError("unit", "{text}", {
+            "text": f"expected auto, steps or a time, such as \"50 steps\" or \"10 s\", got '{value}'"})
+    return every
+
+
+StepsTimeOrAuto = Annotated[Union[Every, Literal["auto"]], WrapValidator(_every_or_auto)]

@@ -63,9 +63,6 @@ def _resizing(job: "Job") -> Iterator[Conflict]:
         yield Conflict("elastic.on_resize", (
             f"keep_local_batch needs a global_batch ({job.data.global_batch}) that can be divided by launch.workers "
             f"({job.launch.workers})"), ("data.global_batch",))
-    if elastic.snapshot_every is not None and elastic.snapshot_every.unit == "epoch":
-        yield Conflict("elastic.snapshot_every", (
-            f"expected steps or a time, such as \"50 steps\" or \"10 s\", got '{elastic.snapshot_every}'"))
 
 
 def _schedule(job: "Job") -> Iterator[Conflict]:

@@ -7,9 +7,10 @@ from typing import Literal
 from pydantic import Field
 
 from hvtrain.config.base import (
-    NonNegativeInt, Patience, PositiveDuration, PositiveFloat, PositiveInt, Section, Text, Threads,
+    NonNegativeInt, Patience, PositiveDuration, PositiveFloat, PositiveInt, Section, StepsTimeOrAuto, Text,
+    Threads,
 )
-from hvtrain.config.units import Duration, Every
+from hvtrain.config.units import Duration
 
 
 class CommConfig(Section):
@@ -49,9 +50,10 @@ class ElasticConfig(Section):
         "slowest step so far, but at least 20 s."))
     coordinator_timeout: PositiveDuration = Field(Duration(10.0, "10s"), description=(
         "When the coordinator cannot be reached for so long, the workers save a checkpoint and stop."))
-    snapshot_every: Every | None = Field(Every(50, "step", "50 steps"), description=(
+    snapshot_every: StepsTimeOrAuto | None = Field("auto", description=(
         "How often each host keeps a copy of the training's state in shared memory, outside the workers: what the job "
-        "goes on from when all workers die at once. Steps, or a time. null: never; then the last checkpoint serves."))
+        "goes on from when all workers die at once. Steps, or a time; auto: as often as it costs at most 0.5 % of the "
+        "time. null: never; then the last checkpoint serves."))
     max_failures_per_step: PositiveInt = Field(3, description=(
         "A step that fails so many times ends the job with the first failure's own message."))
     max_losses_per_hour: PositiveInt | None = Field(200, description=(

@@ -1,4 +1,4 @@
-"""The job's history as events: who was lost, how long every part of a recovery took, and what share of time was training.
+"""The job's history as events: who was lost, how long every part of a recovery took, and what share of time was used.
 
 ::
 
@@ -10,16 +10,23 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass, field
-from typing import Any, Callable, Mapping, Protocol
+from typing import Any, Callable, Protocol
 
 from hvtrain.control import events, messages
-from hvtrain.control.roster import State
+from hvtrain.control.causes import Cause
+from hvtrain.control.overview import present
+from hvtrain.control.roster import Phase, State
+from hvtrain.control.tally import Tally
+from hvtrain.errors import ProtocolError
 
 KEPT = 1000
 """Losses and rounds that the account of a job lists one by one; events.jsonl has all."""
 
 STALLS = {"silent", "stuck", "no_progress"}
+OWN = {"started", "ended", "rewound", "stop_requested", "worker_lost", "stall", "resize", "rollback", "round"}
+"""Events that no worker may report: they are the coordinator's to tell."""
 
+RESERVED = {"name", "step", "event", "time"}
 
 class Observer(Protocol):
     """Who is told what happens in the job: the run's reporter."""
@@ -27,25 +34,44 @@ class Observer(Protocol):
     def event(self, name: str, step: int | None = None, **values) -> None: ...
     def outline(self, outline: dict) -> None: ...
     def measured(self, kind: str, step: int, epoch: int, values: dict) -> None: ...
+    def strength(self, round: int, size: int) -> None: ...
     def summary(self, summary: dict) -> None: ...
     def faults(self, account: dict) -> None: ...
 
 
 @dataclass
 class Chapter:
-    """One change from a round to the next, as it is being lived through."""
+    """One change from a round to the next, as it is being lived through, in as many attempts as it takes."""
 
     began: float
     reason: str
-    old_size: int = 0
+    down_since: float | None = None
     number: int = 0
     members: tuple[str, ...] = ()
-    newcomers: frozenset[str] = frozenset()
+    formed: set[str] = field(default_factory=set)
+    connected: bool = False
+    stepped: set[str] = field(default_factory=set)
     marks: dict[str, float] = field(default_factory=dict)
     inside: dict[str, float] = field(default_factory=dict)
-    stepped: set[str] = field(default_factory=set)
     received_bytes: int = 0
     step: int = 0
+    known: int = 0  # the highest step that was ever committed
+    repeated: int = 0
+    told_rollback: bool = False  # of this attempt
+
+    @property
+    def trains(self) -> bool:
+        return "first_step" in self.marks
+
+    def seat(self, number: int, members: tuple[str, ...], known: int) -> None:
+        """An attempt to form the round begins."""
+        self.number, self.members, self.known = number, members, max(self.known, known)
+        self.formed, self.stepped = set(), set()
+        self.connected, self.told_rollback, self.step = False, False, 0
+
+    def again(self) -> None:
+        """The attempt has failed."""
+        self.marks, self.inside, self.connected = {}, {}, False
 
 
 class Chronicle:
@@ -59,128 +85,165 @@ class Chronicle:
         self._observer, self._clock = observer, clock
         self._chapter: Chapter | None = Chapter(clock(), "start")
         self._size = 0
-        self._first_step: float | None = None
-        self._down = 0.0  # seconds without training, from a cut to the next first step
-        self._repeated = 0  # steps that had to be taken again after rollbacks
+        self._tally = Tally()
         self._lost = 0
         self._losses: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._rounds: deque[dict[str, Any]] = deque(maxlen=KEPT)
-        self._steps = 0
 
     # What the coordinator does ---------------------------------------------------------------------------
     def action(self, action: events.Action, state: State) -> None:
-        """Take note of what is about to be carried out."""
+        """Take note of what is about to be carried out, now that the machine is in ``state``."""
+        back = isinstance(action, events.RoundActive)  # perhaps to an earlier step
+        self._tally.step = state.progress if back else max(self._tally.step, state.progress)
         if isinstance(action, events.ReportLoss):
-            agent = state.agents.get(action.agent)
-            cause = action.cause
-            loss = {"worker": action.worker, "rank": action.rank, "host": agent.host if agent else action.agent,
-                    "cause": cause.kind, "reason": cause.reason}
-            step = state.progress if cause.step is None else max(cause.step, 0)
-            self._lost += 1
-            self._losses.append({**loss, "step": step})
-            self._observer.event("worker_lost", step=step, **loss)
-            if cause.kind in STALLS:
-                self._observer.event("stall", step=step, rank=action.rank, reason=cause.reason)
+            self._loss(action, state)
         elif isinstance(action, events.CutRound):
-            self._begin("loss", action.reason)
+            failure = state.open_failure
+            if failure is not None and failure.rank is None and failure.reason == action.reason:
+                self._stall(failure, self._tally.step)  # nobody's fault, so no loss tells of it
+            self._begin("loss")
         elif isinstance(action, events.PauseRound):
-            self._begin(action.reason, action.reason)
-        elif isinstance(action, events.FormRound):
-            self._formed_by(action)
-        elif isinstance(action, events.RoundActive):
-            self._active(action)
+            self._begin(action.reason)
+        elif isinstance(action, events.FormRound) and self._chapter is not None:
+            self._chapter.seat(action.round, tuple(name for name, _ in action.members), state.progress)
+            self._mark("seated")
+        elif isinstance(action, events.RoundActive) and self._chapter is not None:
+            if action.round == self._chapter.number:
+                self._chapter.step = action.step
+                self._connected(self._chapter)
+        elif isinstance(action, events.EndJob):
+            self._tally.end(self._clock())
 
-    def _begin(self, reason: str, text: str) -> None:
-        if self._chapter is not None and "first_step" in self._chapter.marks:
+    def _loss(self, action: events.ReportLoss, state: State) -> None:
+        agent, cause = state.agents.get(action.agent), action.cause
+        loss = {"worker": action.worker, "rank": action.rank, "host": agent.host if agent else action.agent,
+                "cause": cause.kind, "reason": cause.reason, "job_goes_on": state.phase is Phase.OPEN}
+        step = self._tally.step  # what the lost one has said of itself may be older
+        self._lost += 1
+        self._losses.append({**loss, "step": step})
+        self._observer.event("worker_lost", step=step, **loss)
+        self._stall(cause, step)
+        if state.round.number:
+            self._observer.strength(state.round.number, len(present(state)))
+
+    def _stall(self, cause: Cause, step: int) -> None:
+        if cause.kind in STALLS:
+            self._observer.event("stall", step=step, rank=cause.rank, reason=cause.reason)
+
+    def _begin(self, reason: str) -> None:
+        now = self._clock()
+        if self._chapter is not None and self._chapter.trains:
             self._end(self._chapter)  # it broke before it was back to full strength
         if self._chapter is None:
-            self._chapter = Chapter(self._clock(), reason, old_size=self._size)
-        elif reason == "loss":  # the new round broke as well before it took a step
-            self._chapter.reason = reason
-            self._chapter.marks.clear()
+            self._chapter = Chapter(now, reason)
+        else:  # the new round broke as well before it took a step
+            self._chapter.again()
+            if reason == "loss" and self._chapter.reason not in ("loss", "start"):
+                self._chapter.reason, self._chapter.began = reason, now
+        if reason == "loss" and self._chapter.down_since is None:
+            self._chapter.down_since = now
 
-    def _formed_by(self, action: events.FormRound) -> None:
-        chapter = self._chapter
-        if chapter is None:
+    def _connected(self, chapter: Chapter) -> None:
+        """All members have formed the round; heard of by their own words, or a moment later by the machine's."""
+        if chapter.connected:
             return
-        names = tuple(name for name, _ in action.members)
-        chapter.number, chapter.members = action.round, names
-        chapter.stepped.clear()
-        self._mark("seated")
-
-    def _active(self, action: events.RoundActive) -> None:
-        chapter = self._chapter
-        if chapter is None:
-            return
-        self._mark("formed")
-        chapter.step = action.step
-        if chapter.old_size and len(chapter.members) != chapter.old_size:
-            self._observer.event("resize", step=action.step, old=chapter.old_size, new=len(chapter.members))
-        self._size = len(chapter.members)
+        chapter.connected = True
+        if not chapter.trains:
+            self._mark("formed")
+        size = len(chapter.members)
+        if self._size and size != self._size:
+            self._observer.event("resize", step=chapter.step, old=self._size, new=size)
+        self._size = size
+        self._observer.strength(chapter.number, size)
 
     # What workers say ------------------------------------------------------------------------------------
     def ready(self, name: str, message: messages.Ready) -> None:
         """A worker can take a seat."""
         if message.outline:
             self._observer.outline(message.outline)
-        if self._chapter is not None:
-            self._mark("returned" if message.round else "replaced")
+        chapter = self._chapter
+        if chapter is None or "seated" in chapter.marks:
+            return  # it comes too late for this round
+        if message.round and chapter.down_since is None:
+            chapter.down_since = self._clock()  # asked to pause, they trained on until now
+        self._mark("returned" if message.round else "replaced")
 
     def formed(self, name: str, message: messages.Formed) -> None:
         """A member has the state of its round."""
         chapter = self._chapter
-        if chapter is None or message.round != chapter.number:
+        if chapter is None or message.round != chapter.number or name not in chapter.members:
             return
+        chapter.formed.add(name)
+        chapter.step = max(chapter.step, message.step)
+        chapter.known = max(chapter.known, message.known)
         for part, seconds in message.seconds.items():
             chapter.inside[part] = max(chapter.inside.get(part, 0.0), seconds)
         chapter.received_bytes += message.received_bytes
-        if chapter.members and name == chapter.members[0] and message.source in ("memory", "checkpoint"):
-            if message.known > message.step or message.source == "memory":
-                lost = max(0, message.known - message.step)
-                self._repeated += lost
-                self._observer.event("rollback", step=message.step, source=message.source, steps=lost)
+        if message.source in ("memory", "checkpoint") and not chapter.told_rollback:
+            chapter.told_rollback = True
+            self._rollback(chapter, message)
+        if chapter.formed >= set(chapter.members):
+            self._connected(chapter)
+
+    def _rollback(self, chapter: Chapter, message: messages.Formed) -> None:
+        steps = max(0, chapter.known - message.step)
+        if steps or message.source == "memory":
+            self._observer.event("rollback", step=message.step, source=message.source,
+                                 steps=max(0, steps - chapter.repeated))
+        chapter.repeated = max(chapter.repeated, steps)
 
     def stepped(self, name: str, message: messages.Stepped) -> None:
         """A member has committed its first step in its round."""
         chapter = self._chapter
-        if chapter is None or message.round != chapter.number:
+        if chapter is None or message.round != chapter.number or name not in chapter.members:
             return
-        now = self._clock()
-        chapter.stepped.add(name)
-        if "first_step" not in chapter.marks:
+        if not chapter.trains:
             self._mark("first_step")
-            if self._first_step is None:
-                self._first_step = now
-            else:
-                self._down += now - chapter.began
+            self._tally.stepped(self._clock(), from_step=chapter.step, down_since=chapter.down_since,
+                                repeated=chapter.repeated)
+        self._tally.step = max(self._tally.step, message.step)
+        chapter.stepped.add(name)
         if chapter.stepped >= set(chapter.members):
             self._mark("full")
+            self._connected(chapter)
             self._end(chapter)
 
     def report(self, message: messages.Report) -> None:
-        """Rank 0's measurements and events."""
-        self._steps = max(self._steps, message.step)
+        """Rank 0's measurements and events. Raises ProtocolError for an event that is not a worker's to tell."""
+        self._tally.step = max(self._tally.step, message.step)
         if message.kind == "event":
-            values = {key: value for key, value in message.values.items() if key not in ("name", "step")}
+            if message.name in OWN:
+                raise ProtocolError(f"a worker may not report the event {message.name!r}")
+            values = {key: value for key, value in message.values.items() if key not in RESERVED}
             self._observer.event(message.name, step=message.step, **values)
         else:
             self._observer.measured(message.kind, message.step, message.epoch, message.values)
 
     def close(self) -> None:
         """The job is over: the account of its faults."""
+        self._tally.end(self._clock())
+        account = self.account()
         if self._chapter is not None and self._chapter.number:
             self._end(self._chapter)
-        self._observer.faults(self.account())
+            account["rounds"] = list(self._rounds)
+        self._observer.faults(account)
 
     def account(self) -> dict[str, Any]:
-        """Losses, rounds, and the goodput: the share of the time since the first step that went into committed steps."""
-        total = self._clock() - self._first_step if self._first_step is not None else 0.0
-        per_step = (total - self._down) / max(1, self._steps + self._repeated)
-        wasted = self._down + self._repeated * per_step
-        goodput = max(0.0, 1.0 - wasted / total) if total > 0 else None
+        """Losses, rounds, and the figures of :class:`Tally`, among them the goodput.
+
+        That is the share of the time since the first step that went neither into recoveries nor into repeated steps.
+        """
+        now = self._clock()
         return {"losses": list(self._losses), "lost_workers": self._lost, "rounds": list(self._rounds),
-                "repeated_steps": self._repeated, "seconds_down": round(self._down, 3),
-                "goodput": None if goodput is None else round(goodput, 4)}
+                **self._tally.figures(now, self._ongoing(now))}
+
+    def _ongoing(self, now: float) -> float:
+        """Seconds of an outage that no step has ended yet, or that none will end: the loss came with the last one."""
+        chapter = self._chapter
+        if chapter is None or chapter.trains or chapter.down_since is None:
+            return 0.0
+        over = chapter.began + chapter.marks["formed"] if chapter.connected else self._tally.ended_at or now
+        return max(0.0, over - chapter.down_since)
 
     def _mark(self, what: str) -> None:
         assert self._chapter is not None
@@ -188,8 +251,8 @@ class Chronicle:
 
     def _end(self, chapter: Chapter) -> None:
         self._chapter = None
-        seconds: Mapping[str, float] = {**chapter.marks, **{f"in_{k}": round(v, 4) for k, v in chapter.inside.items()}}
-        record = {"round": chapter.number, "size": len(chapter.members), "reason": chapter.reason, "seconds": dict(seconds),
+        seconds = {**chapter.marks, **{f"in_{part}": round(value, 4) for part, value in chapter.inside.items()}}
+        record = {"round": chapter.number, "size": len(chapter.members), "reason": chapter.reason, "seconds": seconds,
                   "received_bytes": chapter.received_bytes}
         self._rounds.append({**record, "step": chapter.step})
         self._observer.event("round", step=chapter.step, **record)

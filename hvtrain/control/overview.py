@@ -5,13 +5,19 @@ from __future__ import annotations
 from typing import Mapping
 
 from hvtrain.control import messages
-from hvtrain.control.roster import Phase, Stage, State
+from hvtrain.control.roster import Phase, Stage, State, Status, Worker
 
-_STATES = {Stage.SEATED: "training", Stage.READY: "standing by", Stage.RETURNING: "recovering"}
+_STATES = {Stage.READY: "standing by", Stage.RETURNING: "recovering", Stage.DOOMED: "being killed"}
+_PRESENT = (Stage.READY, Stage.SEATED, Stage.RETURNING, Stage.FINISHED)
+_SEATED = {Status.FORMING: "connecting", Status.PAUSING: "pausing"}
 
 
 def describe(state: State, pids: Mapping[str, int]) -> messages.Overview:
-    """The job as one object: who is there, in which round, at which step."""
+    """The job as one object: who is there, in which round, at which step.
+
+    ``slot`` counts the workers of a host; ``rank`` and ``round`` are None for who is in no round, ``pid`` for who has
+    not said it yet.
+    """
     agents = [{"agent": name, "host": agent.host, "slots": agent.slots, "pid": pids.get(name),
                "state": "leaving" if agent.leaving else "here",
                "workers": sum(worker.agent == name for worker in state.workers.values())}
@@ -22,12 +28,25 @@ def describe(state: State, pids: Mapping[str, int]) -> messages.Overview:
         agent = state.agents.get(worker.agent)
         workers.append({
             "worker": name, "agent": worker.agent, "host": agent.host if agent else "", "slot": worker.local,
-            "pid": pids.get(name), "rank": worker.rank if seated else None, "round": state.round.number if seated else None,
-            "step": max(worker.step, 0), "state": _STATES.get(worker.stage, worker.stage.value)})
-    workers.sort(key=lambda worker: (worker["rank"] is None, worker["rank"] or 0, worker["worker"]))
+            "pid": pids.get(name), "rank": worker.rank if seated else None,
+            "round": state.round.number if seated else None, "step": max(worker.step, 0),
+            "state": _standing(state, worker)})
+    workers.sort(key=lambda worker: (worker["rank"] is None, worker["rank"] or 0))
     job = {"phase": state.phase.value, "round": state.round.number, "status": state.round.status.value,
-           "size": len(state.round.members), "target": state.target, "step": state.progress}
+           "size": len(present(state)), "target": state.target, "step": state.progress}
     return messages.Overview(job=job, agents=agents, workers=workers)
+
+
+def present(state: State) -> list[str]:
+    """The members of the round that are not lost, and have not left."""
+    return [name for name, _ in state.at(*_PRESENT) if name in state.round.members]
+
+
+def _standing(state: State, worker: Worker) -> str:
+    """Where a worker stands, in one or two words."""
+    if worker.stage is Stage.SEATED:
+        return _SEATED.get(state.round.status, "leaving soon" if worker.leave else "training")
+    return _STATES.get(worker.stage, worker.stage.value)
 
 
 def judge_scale(state: State, workers: int) -> tuple[bool, str]:

@@ -23,7 +23,7 @@ def load(boot: Boot) -> str:
 
     import_framework(boot.job.framework)
     # What every worker imports in its first second anyway; here it costs once.
-    for name in ("hvtrain.control.worker", "hvtrain.loop", "hvtrain.checkpoint", "hvtrain.data",
+    for name in ("hvtrain.control.worker", "hvtrain.loop", "hvtrain.data",
                  "hvtrain.engine.rounds"):
         importlib.import_module(name)
     threads = process.thread_count()

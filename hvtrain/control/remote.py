@@ -128,7 +128,6 @@ class RemoteSession(QuietSession):
             self._link.post(ready)
             seat = self._await_seat()
             self._ready = None
-            probe.reached("forming")
             try:
                 world = self._form(seat)
             except RoundBroken as error:
@@ -166,6 +165,7 @@ class RemoteSession(QuietSession):
             self._forming = forming
             if self._cut_round >= seat.round or self._dismiss is not None:
                 forming.abandon()
+        probe.reached("forming")
         try:
             world = forming.run()
         except RoundBroken:

@@ -59,8 +59,8 @@ def conduct(config: str, overrides: Sequence[str], *, workers: int | None, plan_
         _comparable(load(config, values))
     with _taken(directory):
         (directory / "plan.yaml").write_text(chaos.dump(plan))
-        say(f"drill of {config}: {steps} steps on {workers} worker{'s' if workers > 1 else ''}; everything about it is in "
-            f"{directory}")
+        say(f"drill of {config}: {steps} steps on {workers} worker{'s' if workers > 1 else ''}; everything about it "
+            f"is in {directory}")
         calm = _run(["run", config, *settings["undisturbed"]], directory / "undisturbed", limit)
         if calm.code != 0:
             raise DrillFailed(_tail(directory / "undisturbed.txt", calm), calm.code if 0 < calm.code < 256 else 1)
@@ -79,7 +79,8 @@ def _settings(overrides: Sequence[str], plan: Plan, steps: int, run_dir: Path) -
     some = f"{max(1, steps // 3)} steps"
     return [
         f"checkpoint.every={some if 'checkpoint' in phases else f'{steps} steps'}", "checkpoint.keep=1",
-        "checkpoint.keep_every=null", "checkpoint.best=null", f"eval.every={some if 'evaluation' in phases else 'null'}",
+        "checkpoint.keep_every=null", "checkpoint.best=null",
+        f"eval.every={some if 'evaluation' in phases else 'null'}",
         *overrides,
         f"run.dir={run_dir}", f"train.steps={steps}", "train.epochs=null", "train.early_stopping=null",
         "checkpoint.dir=null", "checkpoint.resume=never", "log.ledger=true", "log.console=plain",

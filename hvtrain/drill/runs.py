@@ -28,11 +28,15 @@ class Ended:
 
 
 def run(arguments: Sequence[str], output: Path, limit: float) -> Ended:
-    """Run ``hvtrain ARGUMENTS`` with its output in a file, at most ``limit`` seconds; it does not outlive this process."""
+    """Run ``hvtrain ARGUMENTS`` with its output in a file, for at most ``limit`` seconds.
+
+    It does not outlive this process.
+    """
+    command = [sys.executable, "-m", "hvtrain.cli.main", *arguments]
     started = time.monotonic()
     with open(output, "wb") as file:
-        process = subprocess.Popen([sys.executable, "-m", "hvtrain.cli.main", *arguments], stdin=subprocess.DEVNULL,
-                                   stdout=file, stderr=subprocess.STDOUT, preexec_fn=partial(die_with_parent, os.getpid()))
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
+                                   preexec_fn=partial(die_with_parent, os.getpid()))
         late = False
         try:
             process.wait(limit)

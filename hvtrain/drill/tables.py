@@ -16,15 +16,17 @@ def text(report: DrillReport) -> str:
     ledger = report.ledger
     good = sum(row.good for row in report.rows)
     rolled = sum(int(event.get("steps", 0)) for event in report.rollbacks)
-    back = f", {rolled} of them rolled back {_sources(report)}" if report.rollbacks else ""
+    back = f" (rolled back by {rolled} {_sources(report)})" if report.rollbacks else ""
     sums = [
         ("faults recovered", f"{good} of {len(report.rows)}"),
-        ("steps", f"{ledger.steps} of {report.steps}; repeated: {ledger.repeated}{back}; begun again: {ledger.retried}"),
+        ("steps", f"{ledger.steps} of {report.steps}"),
+        ("", f"repeated: {ledger.repeated}{back}; begun again: {ledger.retried}"),
         ("samples", ledger.verdict),
         ("weights", report.weights.words + _other_sizes(report)),
         ("seconds down", _seconds("to the next step", (row.next_step for row in report.rows))),
         ("", _seconds("to full strength", (row.full for row in report.rows))),
-        ("seconds in all", f"{report.seconds_undisturbed:.1f} undisturbed, {report.seconds_disturbed:.1f} under the plan"),
+        ("seconds in all", (
+            f"{report.seconds_undisturbed:.1f} undisturbed, {report.seconds_disturbed:.1f} under the plan")),
     ]
     out += table.lines(sums)
     out += [f"  {note}" for note in ledger.notes]

@@ -24,8 +24,9 @@ CLOCK = 0.01
 class Row:
     """What became of one strike. Times are in seconds from the strike.
 
-    ``outcome`` is recovered (a later round went on), endured (nothing broke, as it should), no effect, not recovered, or
-    not struck; ``next_step`` is when the next step was committed by anybody, ``full`` when by as many workers as before.
+    ``outcome`` is recovered (a later round went on), endured (nothing broke, as it should), no effect, not recovered,
+    or not struck; ``next_step`` is when the next step was committed by anybody, ``full`` when by as many workers as
+    before.
     """
 
     fault: int
@@ -66,7 +67,7 @@ class DrillReport:
         return not self.problems
 
     def to_json(self) -> dict[str, Any]:
-        """All of it as a JSON object, with the conclusions ``ok``, ``recovered``, ``faults``, ``identical``, ``once``."""
+        """All of it as a JSON object, with the conclusions ok, faults, recovered, once and identical."""
         return {"ok": self.ok, "faults": len(self.rows), "recovered": sum(row.good for row in self.rows),
                 "once": self.ledger.ok, "identical": self.weights.identical, **asdict(self)}
 
@@ -81,7 +82,8 @@ def judge(job: str, workers: int, steps: int, plan: Plan, calm: Evidence, distur
     rollbacks = tuple(event for event in disturbed.events if event.get("event") == "rollback")
     problems = []
     if disturbed.code != 0:
-        problems.append(f"the run under the plan ended with exit code {disturbed.code}: {disturbed.reason or 'no reason'}")
+        reason = disturbed.reason or "no reason is known"
+        problems.append(f"the run under the plan ended with exit code {disturbed.code}: {reason}")
     problems += [f"fault {row.fault} ({row.text}): {row.outcome}" for row in rows if not row.good]
     if calm_ledger.checked and not calm_ledger.ok:
         problems.append(f"the undisturbed run itself: {calm_ledger.verdict}")

@@ -10,7 +10,7 @@ broken-round     a collective that throws ends the loop instead of corrupting th
 late-tensor      a tensor that is queued while the loop ends gets an error, not silence
 cut              ``World.cut()``: ends every wait of a round from outside, in ``hvd.init()`` too
 one-mesh         one mesh of connections for groups of the same processes, instead of up to four
-short-rendezvous  each address is asked for once
+ask-once         each member's address is asked for once, and no host names
 no-abort         what happens to a connection never aborts the process
 connect-timeout  a peer's connection is waited for as long as everything else
 half-message     an operation whose connection breaks in the middle of a message is told at once

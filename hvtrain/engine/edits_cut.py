@@ -25,7 +25,8 @@ CUT_EDITS: tuple[Edit, ...] = (
         anchor="""\
 class Loop;
 
-// Functions can be deferred""",
+// Functions can be deferred to the epoll(2) thread through the this
+""",
         replacement="""\
 class Loop;
 
@@ -47,7 +48,8 @@ class Round final {
   static void remove(int fd);
 };
 
-// Functions can be deferred"""),
+// Functions can be deferred to the epoll(2) thread through the this
+"""),
     Edit(
         name="cut", file="third_party/gloo/gloo/transport/tcp/loop.h", why=_WHY,
         anchor="""\

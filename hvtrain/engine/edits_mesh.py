@@ -22,11 +22,13 @@ MESH_EDITS: tuple[Edit, ...] = (
         anchor="""\
   if (server_addr_env != nullptr) {
     std::string server_addr = server_addr_env;
-    store.reset(""",
+    store.reset(new HTTPStore(server_addr, server_port, prefix, rank));
+""",
         replacement="""\
   if (server_addr_env != nullptr && size > 1) { // hvtrain: alone, there is nobody to find
     std::string server_addr = server_addr_env;
-    store.reset("""),
+    store.reset(new HTTPStore(server_addr, server_port, prefix, rank));
+"""),
     Edit(
         name="one-mesh", file=CONTEXT, why=_WHY_MESH,
         anchor="""\
@@ -98,7 +100,7 @@ MESH_EDITS: tuple[Edit, ...] = (
   enabled_ = true; // hvtrain: so that Finalize() releases the contexts
 """),
     Edit(
-        name="short-rendezvous", file="third_party/gloo/gloo/rendezvous/context.cc", why=_WHY_RENDEZVOUS,
+        name="ask-once", file="third_party/gloo/gloo/rendezvous/context.cc", why=_WHY_RENDEZVOUS,
         anchor="""\
   // Get Hostname using syscall
   char hostname[HOSTNAME_MAX_SIZE]; // NOLINT
@@ -133,7 +135,7 @@ MESH_EDITS: tuple[Edit, ...] = (
         replacement="""\
 """),
     Edit(
-        name="short-rendezvous", file=_STORE, why=_WHY_RENDEZVOUS,
+        name="ask-once", file=_STORE, why=_WHY_RENDEZVOUS,
         anchor="""\
 std::vector<char> HTTPStore::get(const std::string& key) {
 """,
@@ -145,7 +147,7 @@ std::vector<char> HTTPStore::get(const std::string& key) {
   }
 """),
     Edit(
-        name="short-rendezvous", file=_STORE, why=_WHY_RENDEZVOUS,
+        name="ask-once", file=_STORE, why=_WHY_RENDEZVOUS,
         anchor="""\
     if (!HTTP_GET(key, result)) {
       return false;
@@ -158,7 +160,7 @@ std::vector<char> HTTPStore::get(const std::string& key) {
     found_[key] = result;
 """),
     Edit(
-        name="short-rendezvous", file="horovod/common/gloo/http_store.h", why=_WHY_RENDEZVOUS,
+        name="ask-once", file="horovod/common/gloo/http_store.h", why=_WHY_RENDEZVOUS,
         anchor="""\
   std::string url_prefix_;
   int rank_;

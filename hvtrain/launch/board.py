@@ -18,6 +18,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Iterable
 
 from hvtrain.control.client import Address
 from hvtrain.errors import EnvironmentNotReady
@@ -31,15 +32,18 @@ POLL_SECONDS = 0.05
 
 @dataclass(frozen=True)
 class Notice:
-    """What stands on the board: either where the coordinator is, or ``over``, the exit code of a job that has ended.
+    """What stands on the board: where the coordinator is, or one of the two that say that it is not any more.
 
+    ``over``: the job has ended with this exit code. ``handover``: another process is to host the coordinator; the
+    slots in it are out of the job.
     ``workers``, ``start``: how many workers the job was started with, and which start of the run it is; who comes later
-    would count wrongly. ``again``: this coordinator takes over from a lost one, so the job goes on from where it was
+    would count wrongly. ``again``: this coordinator takes over from another one, so the job goes on from where it was
     even if its file says that it is to start afresh.
     """
 
     address: Address | None = None
     over: int | None = None
+    handover: tuple[str, ...] | None = None
     workers: int = 1
     start: int = 1
     again: bool = False
@@ -68,6 +72,10 @@ class Board:
         """Say that the job is over, to processes that start late. Raises ConnectionError."""
         await self._store.put(KEY, json.dumps({"over": exit_code}).encode())
 
+    async def announce_handover(self, out: Iterable[str]) -> None:
+        """Say that another process is to take over, and who is ``out`` of the job. Raises ConnectionError."""
+        await self._store.put(KEY, json.dumps({"handover": sorted(out)}).encode())
+
     async def read(self) -> Notice | None:
         """What stands there; None if that is nothing, or of no use: anybody may write there.
 
@@ -78,6 +86,8 @@ class Board:
             entry = json.loads(await self._store.get(KEY) or "null")
             if isinstance(entry.get("over"), int):
                 return Notice(over=entry["over"])
+            if isinstance(entry.get("handover"), list):
+                return Notice(handover=tuple(map(str, entry["handover"])))
             token = str(entry["token"]) if self._in_store else self._token()
             if token is None or not hmac.compare_digest(_hash(token), str(entry["token_hash"])):
                 return None
@@ -111,9 +121,10 @@ class Board:
         raise EnvironmentNotReady(f"{problem} within launch.start_timeout ({seconds:g} s); the first process's own "
                                   "output may say why.")
 
-    def clear(self) -> None:
-        """Remove the token's file: the job is over."""
-        self._token_file.unlink(missing_ok=True)
+    def clear(self, address: Address) -> None:
+        """Remove the token's file, unless another coordinator has written its own by now."""
+        if self._token() == address.token:
+            self._token_file.unlink(missing_ok=True)
 
     def _token(self) -> str | None:
         try:

@@ -104,16 +104,17 @@ async def next_place(store: Store) -> Place | None:
     return place if place is not None and place.rank >= 0 else None
 
 
-async def exit_code_of(code: int, board: Board) -> int:
-    """The code that an agent ends with which was told to end with ``code``.
+async def verdict(code: int, board: Board) -> int | None:
+    """What becomes of an agent that was told to end with ``code``: the code that it does end with; None: it goes on.
 
     One that leaves while the job goes on must not end with 0: for the driver the whole job would be done.
     """
-    if code == 0:
-        try:
-            notice = await board.read()
-        except ConnectionError:
-            return code  # the driver is gone already, so the job is over
-        if notice is None or notice.over is None:
-            return int(ExitCode.TERMINATED)
+    try:
+        notice = await board.read()
+    except ConnectionError:
+        return code  # the driver is gone already, so the job is over
+    if notice is not None and notice.handover is not None:
+        return None if own_slot() not in notice.handover else int(ExitCode.TERMINATED)
+    if code == 0 and (notice is None or notice.over is None):
+        return int(ExitCode.TERMINATED)
     return code

@@ -35,6 +35,11 @@ def is_parent() -> bool:
     return "HOROVOD_RANK" in os.environ and "HOROVOD_GLOO_RENDEZVOUS_PORT" in os.environ
 
 
+def is_elastic() -> bool:
+    """Whether it was given elastic flags, so that processes come and go."""
+    return elastic.is_elastic()
+
+
 def world_size() -> int:
     return int(os.environ["HOROVOD_SIZE"])
 
@@ -78,43 +83,45 @@ class _First(_Process):
         super().__init__(launch, warm, memory)
         self._notice = Notice(workers=lives.first_size(), start=launch.start, again=lives.life() > 1)
         self._agents: list[asyncio.Task] = []
-        self._coordinating: asyncio.Task | None = None
         self._liaison: Liaison | None = None
 
     async def run(self) -> int:
         launch = replace(adopt(self._launch, self._notice), workers=world_size())
-        self._coordinating = asyncio.create_task(coordinate(launch, self._start, follow=self._elastic))
-        await asyncio.wait([self._coordinating])
+        code = await coordinate(launch, self._start, follow=self._elastic)
+        await asyncio.gather(*self._agents, return_exceptions=True)
         if self._liaison is not None:
             await self._liaison.close()
-        resigned = self._coordinating.cancelled()
-        for agent in self._agents if resigned else ():
-            agent.cancel()
-        await asyncio.gather(*self._agents, return_exceptions=True)
-        if resigned:
-            print("hvtrain: horovodrun has taken this host, the first one, out of the job; the next one takes over",
-                  file=sys.stderr)
-            return int(ExitCode.LOST_WORKERS)
-        self._board.clear()
-        return self._coordinating.result()
+        if self._notice.address is not None:
+            self._board.clear(self._notice.address)
+        return code
 
     async def _start(self, address: Address, coordinator: Coordinator) -> None:
         self._notice = replace(self._notice, address=address)
         agent = asyncio.create_task(self._agent(self._notice).run())
         agent.add_done_callback(lambda task: _report(task, coordinator))
         self._agents.append(agent)
-        if not self._elastic:
-            await self._board.announce(self._notice)
-            return
+        try:
+            if self._elastic:
+                await self._liaise(coordinator)
+            else:
+                await self._board.announce(self._notice)
+        except OSError as error:
+            raise EnvironmentNotReady(f"the job's coordinator could not be announced: {error}.") from None
 
+    async def _liaise(self, coordinator: Coordinator) -> None:
         def evict(slot: str) -> None:
             for name in coordinator.agents():
                 if _slot(name) == slot:
                     coordinator.feed(AgentLeaving(name))
 
-        assert self._coordinating is not None
+        def resign() -> None:
+            coordinator.feed(JobFailed(Cause(
+                int(ExitCode.LOST_WORKERS),
+                "horovodrun has taken the first host out of the job; the next one takes over", kind="resigned")))
+
         self._liaison = Liaison(self._store, self._board, connected=lambda: map(_slot, coordinator.agents()),
-                                evict=evict, resign=self._coordinating.cancel)
+                                evict=evict, resign=resign)
+        coordinator.takes_over = self._notice.again
         coordinator.before_close = self._liaison.settle
         await self._liaison.start(self._notice, self._launch.interface)
 
@@ -124,22 +131,25 @@ class _Other(_Process):
 
     async def run(self) -> int:
         notice = await self._board.find(self._launch.job.launch.start_timeout.seconds)
-        if notice.over is not None:
+        if notice.address is None:
             self._warm.process.kill()
             self._warm.process.wait()
-            return notice.over
+            if notice.over is None:
+                await self._next_life(notice, unreached=False)
+            return int(ExitCode.LOST_WORKERS) if notice.over is None else notice.over
         agent = self._agent(notice)
         try:
-            code = await agent.run()
+            code: int | None = await agent.run()
         except EnvironmentNotReady:
             # The coordinator may have gone since it was announced; who does not reach the next one either gives up.
             if self._elastic and not lives.unreached():
                 await self._next_life(notice, unreached=True)
             raise
         if self._elastic:
-            if agent.forsaken:
-                await self._next_life(notice, unreached=False)
-            code = await elastic.exit_code_of(code, self._board)
+            code = None if agent.forsaken else await elastic.verdict(code, self._board)
+        if code is None:
+            await self._next_life(notice, unreached=False)
+            code = int(ExitCode.LOST_WORKERS)
         if code:
             print(f"hvtrain: {agent.reason}", file=sys.stderr)
         return code
@@ -148,7 +158,8 @@ class _Other(_Process):
         """Start over when there is a coordinator again; returns if the driver has no place for this process."""
         place = await elastic.next_place(self._store)
         if place is not None:
-            lives.start_over(place.environment(), workers=notice.workers, memory=self._memory, unreached=unreached)
+            workers = notice.workers if notice.address is not None else None
+            lives.start_over(place.environment(), workers=workers, memory=self._memory, unreached=unreached)
 
 
 def adopt(launch: JobLaunch, notice: Notice) -> JobLaunch:

@@ -148,7 +148,9 @@ def _tell(launch: JobLaunch, reporter: Reporter, cause: Cause) -> None:
 
 def _success(results: dict, directory: str, faults: dict) -> str:
     metrics = "  ".join(f"{name} {value:.4f}" for name, value in results.get("metrics", {}).items())
-    steps, seconds = results.get("steps", 0), results.get("seconds", 0.0)
+    # Rank 0 knows what it has seen itself; it may have joined late, in a lost one's place.
+    account = faults if faults.get("steps") else results
+    steps, seconds = account.get("steps", 0), account.get("seconds", 0.0)
     head = f"done: {steps:,} steps in {seconds:.1f} s" if steps else (
         "nothing to do: this run is complete (start it over with checkpoint.resume=never)")
     best = results.get("best")

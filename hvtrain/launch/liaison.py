@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from typing import Callable, Iterable
+from typing import Awaitable, Callable, Iterable
 
 from hvtrain.launch.board import Board, Notice
 from hvtrain.launch.drivernews import DriverNews
@@ -46,7 +46,8 @@ class Liaison:
     Args:
         connected: the slots ("HOST:LOCAL_RANK") whose agents are connected to the coordinator now.
         evict: called with a slot that is not in the book any more; its agent is to leave soon.
-        resign: called if this process is not the first of the book any more; it is to end, another takes over.
+        resign: called if this process is not the first of the book any more; it is to end the job, which another
+            process then takes over.
     """
 
     def __init__(self, store: Store, board: Board, *, connected: Callable[[], Iterable[str]],
@@ -63,7 +64,7 @@ class Liaison:
         self._drawn_up = self._clock()
         self._wanted_since: float | None = None  # a new book
         self._wanted_again = False  # another one after the one that has been asked for
-        self._ending = False
+        self._ending = self._resigned = False
         self._news = DriverNews(self._want)
         self._notice: Notice | None = None
         self._tasks: list[asyncio.Task] = []
@@ -82,6 +83,9 @@ class Liaison:
         self._ending = True
         for task in self._tasks:
             task.cancel()
+        if self._resigned:
+            await self._say(self._board.announce_handover(self._evicted))
+            return
         if self._lost and len(self._mates()) == len(self._present):
             self._lost.clear()  # it would end all there are; so it will report an error although nobody needs help
         if self._lost:
@@ -94,10 +98,7 @@ class Liaison:
             print("hvtrain: the job is over. horovodrun waits for hosts (--min-np, --elastic-timeout) and would never "
                   "end if its processes ended before it has found some or given up.", file=sys.stderr, flush=True)
             await self._settled(DRIVER_SECONDS)
-        try:
-            await self._board.announce_end(exit_code)
-        except ConnectionError as error:
-            log.debug("the job's end could not be announced: %s", error)
+        await self._say(self._board.announce_end(exit_code))
 
     async def close(self) -> None:
         """Forget everything; nothing is undone at the driver."""
@@ -180,9 +181,10 @@ class Liaison:
         out = {slot for slot, rank in ranks.items() if rank < 0} - self._evicted
         self._evicted |= out
         self._present -= out
-        if self._ending:
+        if self._ending or self._resigned:
             return
         if ranks.get(self._own, 0) != 0:
+            self._resigned = True
             self._resign()
             return
         for slot in sorted(out):
@@ -214,6 +216,13 @@ class Liaison:
             if self._clock() > deadline:
                 return False
             await asyncio.sleep(LOOK_SECONDS)
+
+    @staticmethod
+    async def _say(announcement: Awaitable[None]) -> None:
+        try:
+            await announcement
+        except ConnectionError as error:
+            log.debug("nobody can be told: %s", error)
 
     async def _speak_for_the_lost(self, exit_code: int) -> None:
         """The driver takes processes for alive that the job has lost, behind a dead network say.

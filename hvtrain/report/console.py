@@ -93,7 +93,7 @@ def line(kind: str, step: int, total: int, values: Mapping[str, Any]) -> str:
 def figures(values: Mapping[str, Any]) -> str:
     """The scalars of a measurement, the usual ones first, each in its usual form."""
     rest = {name: value for name, value in values.items() if name not in ("time", "step", "kind")}
-    parts = [form(rest.pop(name)) for name, form in _FORMS.items() if name in rest]
+    parts = [form(rest.pop(name)) for name, form in _FORMS.items() if isinstance(rest.get(name), (int, float))]
     parts += [f"{name} {value:.4g}" for name, value in rest.items() if isinstance(value, (int, float))]
     return "  ".join(parts)
 

@@ -188,8 +188,8 @@ class _Tally:
             ranks = ", ".join(str(line.rank) for line in lines) or "none"
             size = max((line.size for line in lines), default=0)
             where = f"epoch {position.epoch}, cursor {position.cursor}"
-            self.notes.append(f"step {step} ({where}): {missing} of {len(expected)} samples missing, {doubled} used once "
-                              f"too often; there are lines of ranks {ranks} of {size}")
+            self.notes.append(f"step {step} ({where}): {missing} of {len(expected)} samples missing, {doubled} used "
+                              f"once too often; there are lines of ranks {ranks} of {size}")
 
 
 def _uncommitted(found: Container[int], wanted: int) -> list[str]:
@@ -207,5 +207,5 @@ def _uncommitted(found: Container[int], wanted: int) -> list[str]:
 def _difference(left: np.ndarray, right: np.ndarray) -> int:
     """How many elements ``left`` has beyond ``right``, both taken as multisets."""
     values, places = np.unique(np.concatenate([left, right]), return_inverse=True)
-    counts = np.bincount(places[:len(left)], minlength=len(values)) - np.bincount(places[len(left):], minlength=len(values))
-    return int(counts[counts > 0].sum())
+    ours, theirs = (np.bincount(part, minlength=len(values)) for part in np.split(places, [len(left)]))
+    return int((ours - theirs).clip(min=0).sum())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from typing import Any, Mapping
 
@@ -13,6 +14,9 @@ from hvtrain.report.sinks import JsonLines, Sink, Tensorboard
 
 STATUS_SECONDS = 1.0
 """status.json is not rewritten more often than this."""
+
+MAX_REASON = 200
+"""Characters of a loss's cause on the console; an exception's message may be long."""
 
 
 class Reporter:
@@ -59,11 +63,16 @@ class Reporter:
         if self._outline:
             return
         self._outline = dict(outline)
-        self.console.say(f"{self._job.run.name or self._job.run.dir}: {outline['parameters']:,} parameters, "
-                         f"{outline['samples']:,} samples, {outline['steps']:,} steps, "
+        steps = outline.get("steps", 0)
+        self.console.say(f"{self._job.run.name or self._job.run.dir}: {outline.get('parameters', 0):,} parameters, "
+                         f"{outline.get('samples', 0):,} samples, {steps:,} steps, "
                          f"{self._workers} worker{'' if self._workers == 1 else 's'}")
-        self.console.start(outline["steps"])
-        self._set_status(force=True, state="running", steps=outline["steps"])
+        self.console.start(steps)
+        self._set_status(force=True, state="running", steps=steps)
+
+    def strength(self, round: int, size: int) -> None:
+        """So many workers are in the round of that number now."""
+        self._set_status(force=True, round=round, size=size)
 
     def measured(self, kind: str, step: int, epoch: int, values: Mapping[str, Any]) -> None:
         """Keep and show measured values."""
@@ -82,12 +91,16 @@ class Reporter:
             self.console.say(f"resumed at step {step} from {values.get('path', '')}")
         elif name == "rollback" and step is not None:
             self._rewind(step)
-            self.console.say(f"all workers were lost: going on from step {step}, {values['steps']} steps are taken again "
+            again = f"{values['steps']:,} steps are taken again" if values["steps"] else "no step is taken again"
+            self.console.say(f"all workers were lost: going on from step {step}, {again} "
                              f"(from {_SOURCES[values['source']]})")
-        elif name == "round" and values["reason"] == "loss":
-            seconds = values["seconds"]
-            self.console.say(f"step {step}: {values['size']} workers train again, "
-                             f"{seconds.get('first_step', seconds.get('formed', 0.0)):.2f} s after the loss was noticed")
+        elif name == "round":
+            if values["reason"] == "loss" and "first_step" in values["seconds"]:
+                self.console.say(f"step {step}: {_workers(values['size'])} again, "
+                                 f"{values['seconds']['first_step']:.2f} s after the loss was noticed")
+        elif name == "worker_lost":
+            self.console.say(f"step {step}: {_loss(values['reason'])}"
+                             f"{'; going on without waiting for it' if values['job_goes_on'] else ''}")
         elif name in _SHOWN:
             self.console.say(_SHOWN[name].format(step=step, text=values.get("text", ""), **{
                 key: values.get(key, "") for key in ("reason", "old", "new")}))
@@ -142,11 +155,21 @@ _SOURCES = {"memory": "the snapshot in a host's memory", "checkpoint": "the last
 _SHOWN = {
     "start_method": "warning: {text}",
     "stop_requested": "stopping after a checkpoint; a second signal stops at once",
-    "worker_lost": "step {step}: {reason}",
     "resize": "step {step}: from {old} to {new} workers",
     "warm_restarted": "{text}; it was started again",
     "early_stop": "early stop: no improvement; step {step}",
 }
+
+
+def _workers(size: int) -> str:
+    return "1 worker trains" if size == 1 else f"{size} workers train"
+
+
+def _loss(reason: str) -> str:
+    """The cause of a loss on one line; with more of it the job's end is explained."""
+    line = reason.split("\n", 1)[0].replace("the worker with rank", "rank", 1)
+    line = re.sub(r" \(if nobody killed it[^)]*\)", "", line)
+    return line if len(line) <= MAX_REASON else line[:MAX_REASON] + " ..."
 
 
 def _now() -> float:

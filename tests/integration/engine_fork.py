@@ -42,6 +42,7 @@ class Member:
         self.forming = Forming(Place(**place), "torch")
 
     def run(self) -> int:
+        self.world = None
         self.world = self.forming.run()
         return self.world.size
 
@@ -63,10 +64,8 @@ class Member:
         return self.world.cut()
 
     def close(self) -> None:
-        self.world.close()
-
-    def close_any(self) -> None:
-        if self.world is not None: self.world.close()
+        if self.world is not None:
+            self.world.close()
 
     def reduce(self, value: float, count: int = 3, times: int = 1) -> float:
         for _ in range(times):

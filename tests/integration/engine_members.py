@@ -1,4 +1,4 @@
-"""The test's side of engine_fork.py, and rendezvous servers and peers that do not do what they should."""
+"""The test's side of engine_fork.py: members, rounds of members, and peers that do not do what they should."""
 
 from __future__ import annotations
 
@@ -14,8 +14,11 @@ import threading
 import time
 from pathlib import Path
 
+from engine_ranks import Store
+
 SCRIPT = Path(__file__).with_name("engine_fork.py")
 ROOT = SCRIPT.parents[2]
+SOON = 5.0  # seconds on a busy machine; what is waited for in these tests takes 60 s where it is not ended
 
 
 class Member:
@@ -166,3 +169,42 @@ def crowded() -> tuple[socket.socket, list[socket.socket]]:
         clients.append(client)
     time.sleep(0.05)
     return server, clients
+
+
+def form(members: list[Member], store: Store, **more: object) -> None:
+    """Form a round of these members and make sure that it adds up."""
+    begun = start(members, store, **more)
+    for member, number in zip(members, begun):
+        assert member.answer(number).get("value") == len(members)
+    check_sum(members)
+
+
+def start(members: list[Member], store: Store, **more: object) -> list[int]:
+    """Let these members form a round, ranked as they stand there; the numbers of the commands."""
+    more = {"size": len(members), **more}
+    return [begin(member, **place(port=store.port, rank=rank, **more)) for rank, member in enumerate(members)]
+
+
+def begin(member: Member, **place: object) -> int:
+    """From here on it can be called off; the number of the command."""
+    member.do("prepare", **place)
+    return member.send("run")
+
+
+def check_sum(members: list[Member]) -> None:
+    numbers = [member.send("reduce", value=float(rank + 1)) for rank, member in enumerate(members)]
+    for member, number in zip(members, numbers):
+        assert member.answer(number).get("value") == sum(range(1, len(members) + 1))
+
+
+def close(members: list[Member]) -> None:
+    numbers = [member.send("close") for member in members]
+    for member, number in zip(members, numbers):
+        assert "error" not in member.answer(number)
+
+
+def broken_soon(member: Member, number: int) -> dict:
+    """Waits for the answer to a command that must raise RoundBroken."""
+    answer = member.answer(number, SOON)
+    assert answer.get("error") == "RoundBroken", answer
+    return answer

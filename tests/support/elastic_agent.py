@@ -1,4 +1,4 @@
-"""An agent without training for tests of horovodrun's elastic mode: the real protocol, and a coordinator that only counts.
+"""An agent without training, for tests of horovodrun's elastic mode: the real protocol, a coordinator that only counts.
 
 The process of rank 0 listens for the others and writes every change of who is connected to ``DIRECTORY/log``; the file
 ``DIRECTORY/end`` with an exit code in it ends the job. Usage: python elastic_agent.py DIRECTORY
@@ -52,11 +52,11 @@ async def first(store: Store, board: Board) -> int:
     seen = None
     while not (DIRECTORY / "end").exists():
         if resigned.is_set():
-            return 144
+            break
         if seen != (seen := sorted(peers)):
             note(connected=[SLOT, *seen])
         await asyncio.sleep(0.02)
-    code = int((DIRECTORY / "end").read_text())
+    code = 144 if resigned.is_set() else int((DIRECTORY / "end").read_text())
     await liaison.settle(code)
     for writer in peers.values():
         writer.write(f"{code}\n".encode())
@@ -69,18 +69,20 @@ async def other(store: Store, board: Board) -> int:
     notice = await board.find(20)
     if notice.over is not None:
         return notice.over
-    try:
-        reader, writer = await asyncio.open_connection(notice.address.host, notice.address.port)
-        writer.write(f"{SLOT}\n".encode())
-        said = (await reader.readline()).decode().strip()
-    except ConnectionError:
-        said = ""
-    if said:
-        return await elastic.exit_code_of(int(said), board)
-    place = await elastic.next_place(store)
-    if place is not None:
-        lives.start_over(place.environment(), workers=notice.workers, memory=None, unreached=False)
-    return 144
+    code = None
+    if notice.address is not None:
+        try:
+            reader, writer = await asyncio.open_connection(notice.address.host, notice.address.port)
+            writer.write(f"{SLOT}\n".encode())
+            code = await elastic.verdict(int(await reader.readline()), board)
+        except (ConnectionError, ValueError):
+            pass  # the first process is gone
+    if code is None:
+        place = await elastic.next_place(store)
+        if place is not None:
+            lives.start_over(place.environment(), workers=notice.workers, memory=None, unreached=False)
+        code = 144
+    return code
 
 
 async def main() -> int:

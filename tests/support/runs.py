@@ -1,7 +1,8 @@
-"""Starting real jobs from tests, watching them, and finding what they leave behind."""
+"""Starting real jobs from tests, making them suffer, watching them, and finding what they leave behind."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -10,6 +11,15 @@ import sys
 import time
 import uuid
 from pathlib import Path
+from typing import Any, Callable, Sequence
+
+from hvtrain.chaos.plan import Plan
+from hvtrain.chaos.registry import Claim, fired
+from hvtrain.checkpoint import Store
+from hvtrain.checkpoint.digest import digest
+from hvtrain.control import messages
+from hvtrain.control.client import Address, Link
+from hvtrain.report import ledgercheck
 
 ROOT = Path(__file__).resolve().parents[2]
 MARK = "TEST_RUN_MARK"
@@ -31,15 +41,30 @@ class Run:
         self.base = directory
         self.dir = directory / name
         self.mark = uuid.uuid4().hex
+        self.plan: Plan | None = None
         self.process: subprocess.Popen | None = None
         (directory / "tasks.py").write_text((ROOT / "tests" / "support" / "tasks.py").read_text())
         (directory / "job.yaml").write_text(JOB)
 
-    def start(self, *overrides: str, workers: int | None = None, prefix: tuple[str, ...] = (), **env: str) -> Run:
-        """Start ``hvtrain run`` with overrides; ``prefix`` puts a launcher before it."""
+    def start(self, *overrides: str, workers: int | None = None, prefix: tuple[str, ...] = (),
+              faults: Sequence[dict[str, Any]] = (), **env: str) -> Run:
+        """Start ``hvtrain run`` with overrides, under a plan of ``faults``; ``prefix`` puts a launcher before it."""
         options = ["-np", str(workers)] if workers else []
+        if faults:
+            options += ["--chaos", str(self.write_plan(faults))]
         command = [*prefix, sys.executable, "-m", "hvtrain.cli.main", "run", str(self.base / "job.yaml"),
                    f"run.dir={self.dir}", *overrides, *options]
+        return self.launch(command, **env)
+
+    def write_plan(self, faults: Sequence[dict[str, Any]]) -> Path:
+        """The file of a plan of ``faults``."""
+        self.plan = Plan.model_validate({"faults": list(faults)})
+        path = self.base / f"{self.dir.name}.plan.yaml"
+        path.write_text(json.dumps({"faults": list(faults)}))
+        return path
+
+    def launch(self, command: Sequence[str], **env: str) -> Run:
+        """Start ``command``, marked as this run's."""
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                         cwd=self.base, env=environment(**{MARK: self.mark}, **env))
         return self
@@ -52,24 +77,42 @@ class Run:
         except subprocess.TimeoutExpired:
             self.kill_all()
             out, err = self.process.communicate()
-            raise AssertionError(f"not over after {seconds} s\n{out}\n{err}\n{self.logs()}") from None
+            raise AssertionError(f"not over after {seconds} s\n{out[-3000:]}\n{err}\n{self.logs()}") from None
         return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
 
     def run(self, *overrides: str, workers: int | None = None, code: int = 0, **more) -> subprocess.CompletedProcess:
         """Start, wait, and check the exit code."""
         done = self.start(*overrides, workers=workers, **more).wait()
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout}\n{done.stderr}\n{self.logs()}"
+        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr}\n{self.logs()}"
         return done
+
+    def until(self, true: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
+        """Wait until ``true`` is, while the job runs; returns what it gave."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            found = true()
+            if found:
+                return found
+            assert self.process is not None
+            if self.process.poll() is not None:
+                out, err = self.process.communicate()
+                raise AssertionError(f"the job is over, before {what}\n{out[-3000:]}\n{err}\n{self.logs()}")
+            time.sleep(0.02)
+        raise AssertionError(f"not within {seconds} s: {what}\n{self.logs()}")
 
     def until_step(self, step: int, seconds: float = 60.0) -> None:
         """Wait until metrics.jsonl tells of ``step``."""
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline:
-            if any(r["step"] >= step for r in self.records("metrics.jsonl")):
-                return
-            assert self.process is not None and self.process.poll() is None, self.logs()
-            time.sleep(0.02)
-        raise AssertionError(f"step {step} was not reached in {seconds} s\n{self.logs()}")
+        self.until(lambda: self.last_step() >= step, f"step {step}", seconds)
+
+    def last_step(self) -> int:
+        """The last step that metrics.jsonl tells of; 0 before the first."""
+        try:
+            with open(self.dir / "metrics.jsonl", "rb") as file:
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 2048))
+                lines = file.read().split(b"\n")[:-1]
+            return json.loads(lines[-1])["step"]
+        except (OSError, IndexError, ValueError):
+            return 0
 
     def records(self, name: str) -> list[dict]:
         """The lines of a JSON-lines file of the run; a last line that is being written is left out."""
@@ -94,14 +137,15 @@ class Run:
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.dir.glob("logs/*")))
 
-    def pids(self) -> dict[int, str]:
-        """Living processes of this run: pid -> name."""
+    def pids(self, mark: str = "", variable: str = MARK) -> dict[int, str]:
+        """Living processes of this run, or those with another ``mark`` in a ``variable``: pid -> name."""
+        wanted = f"{variable}={mark or self.mark}".encode()
         found = {}
         for entry in Path("/proc").iterdir():
             if not entry.name.isdigit():
                 continue
             try:
-                ours = self.mark.encode() in (entry / "environ").read_bytes()
+                ours = wanted in (entry / "environ").read_bytes()
                 if ours and "\nState:\tZ" not in (entry / "status").read_text():
                     found[int(entry.name)] = (entry / "comm").read_text().strip()
             except OSError:
@@ -117,6 +161,12 @@ class Run:
             time.sleep(0.05)
         return True
 
+    def pid(self, name: str) -> int:
+        """The living process of this run that has this name, as ``ps`` shows it."""
+        found = [pid for pid, comm in self.pids().items() if comm == name]
+        assert len(found) == 1, f"{name}: {found} among {self.pids()}"
+        return found[0]
+
     def kill_all(self) -> None:
         for pid in self.pids():
             try:
@@ -124,9 +174,58 @@ class Run:
             except ProcessLookupError:
                 pass
 
+    # What became of it ---------------------------------------------------------------------------------
     def digest(self, name: str = "newest") -> str:
         """One hash over the newest checkpoint's weights, by the command that users have."""
         return hvtrain("ckpt", "digest", str(self.dir), "--step", name).stdout.split()[0]
+
+    def ending(self) -> dict[str, Any]:
+        """All of the newest checkpoint that two runs of one job must share, tensors as hashes."""
+        store = Store(self.dir / "checkpoints")
+        snapshot = store.read(store.newest_sound())
+        return {"step": snapshot.step, **{group: digest(snapshot, group) for group in snapshot.groups},
+                **{key: snapshot.state[key] for key in ("epoch", "cursor", "callbacks", "evaluated", "best_step")}}
+
+    def struck(self) -> list[Claim]:
+        """All strikes of the plan in the order of time. Fails unless every planned one has reached its victim."""
+        assert self.plan is not None
+        claims = fired(self.dir)
+        told = "\n".join(map(str, claims))
+        assert all(claim.struck for claim in claims), told
+        for number, fault in enumerate(self.plan.faults):
+            count = sum(claim.fault == number for claim in claims)
+            assert fault.planned in (None, count), f"{fault}: {count} strikes\n{told}\n{self.logs()}"
+        kills = sorted(claim.pid for claim in claims if claim.kind == "kill")
+        assert not set(kills) & self.pids().keys() and len(set(kills)) == len(kills), told
+        return claims
+
+    def exact(self, steps: int) -> ledgercheck.LedgerReport:
+        """The ledger's report. Fails unless each sample of ``steps`` steps was used exactly once."""
+        report = ledgercheck.check(self.dir / "ledger", steps=steps)
+        assert report.ok, f"{report.verdict}\n{report.notes}"
+        return report
+
+    def ask(self, message: messages.Message) -> messages.Message:
+        """Send what a person's command would send; returns the coordinator's answer."""
+        door = json.loads((self.dir / "control.json").read_text())
+
+        async def talk() -> messages.Message | None:
+            link = Link(Address(door["host"], door["port"], door["token"]))
+            await link.open(messages.ClientHello(command="test"))
+            try:
+                await link.send(message)
+                return await link.receive()
+            finally:
+                await link.close()
+
+        answer = asyncio.run(asyncio.wait_for(talk(), 20))
+        assert answer is not None, "the coordinator has closed the door"
+        return answer
+
+    def scale(self, workers: int) -> None:
+        """Have the job go on with so many workers."""
+        answer = self.ask(messages.Scale(workers=workers))
+        assert answer.accepted, answer
 
 
 def hvtrain(*arguments: str, code: int = 0) -> subprocess.CompletedProcess:

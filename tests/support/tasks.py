@@ -1,7 +1,9 @@
-"""Tasks for tests: the digits MLP, with a ledger of the samples of every step and with faults on purpose."""
+"""A task for tests, with a ledger of the samples of every step and with faults on purpose."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import signal
@@ -27,17 +29,25 @@ class Blobs(Task):
         norm: use BatchNorm.
         ledger: directory into which every rank writes the samples of each committed step.
         fault: ``{"kind": kill|raise|nan|stop|exit|hang, "rank": R, "step": K}``, done once: the file
-            ``fault.done`` in ``ledger`` records that it reached its victim.
+            ``fault.done`` in ``ledger`` records that it reached its victim. With ``"times": N`` it is done N times, by
+            whoever has the rank then; ``fault.done`` has a line for each.
         slow: seconds that every step takes longer.
+        bad_sample: the loss of any batch with this sample raises.
+        late: ``{"after": N, "seconds": S}``: all models but the first N take S seconds to build. Needs ``ledger``.
     """
 
     def __init__(self, samples: int = 230, norm: bool = False, ledger: str | None = None,
-                 fault: dict | None = None, slow: float = 0.0):
+                 fault: dict | None = None, slow: float = 0.0, late: dict | None = None,
+                 bad_sample: int | None = None):
         self.samples, self.norm, self.ledger, self.fault, self.slow = samples, norm, ledger, fault, slow
+        self.late, self.bad_sample = late, bad_sample
         self.seen: list[int] = []
         self.poison = False
 
     def model(self) -> nn.Module:
+        if self.late is not None:
+            if not claim(os.path.join(self.ledger, "built"), self.late["after"]):
+                time.sleep(self.late["seconds"])
         norm = [nn.BatchNorm1d(32)] if self.norm else []
         return nn.Sequential(nn.Linear(16, 32), *norm, nn.ReLU(), nn.Linear(32, 4))
 
@@ -53,8 +63,10 @@ class Blobs(Task):
         return self.data("train").arrays[1]
 
     def loss(self, outputs, batch):
-        if self.seen is not None and torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             self.seen.extend(batch[2].tolist())
+            if self.bad_sample in self.seen:
+                raise ValueError(f"sample {self.bad_sample} is broken")
         losses = F.cross_entropy(outputs, batch[1], reduction="none")
         return losses * float("nan") if self.poison else losses
 
@@ -62,7 +74,25 @@ class Blobs(Task):
         return {"accuracy": (outputs.argmax(1) == batch[1]).float()}
 
     def callbacks(self):
-        return [Ledger(self), Fault(self)]
+        return [Chain(), Ledger(self), Fault(self)]
+
+
+class Chain(Callback):
+    """A state that is right only if it has seen every step once and in order, on whatever rank."""
+
+    def __init__(self):
+        self.steps, self.digest = 0, ""
+
+    def on_step_end(self, moment):
+        self.steps += 1
+        link = f"{self.digest} {moment.step} {moment.metrics['loss']!r} {moment.metrics['lr']!r}"
+        self.digest = hashlib.sha256(link.encode()).hexdigest()
+
+    def state(self):
+        return {"steps": self.steps, "digest": self.digest}
+
+    def load_state(self, state):
+        self.steps, self.digest = state["steps"], state["digest"]
 
 
 class Ledger(Callback):
@@ -84,7 +114,7 @@ class Ledger(Callback):
 
 
 class Fault(Callback):
-    """Does what the task's ``fault`` says, once, at the end of its step."""
+    """Does what the task's ``fault`` says, at the end of its step."""
 
     def __init__(self, task: Blobs):
         self.task = task
@@ -93,21 +123,34 @@ class Fault(Callback):
         fault = self.task.fault
         if fault is None or moment.rank != fault["rank"] or moment.step != fault["step"]:
             return
-        mark = os.path.join(self.task.ledger, "fault.done")
-        if os.path.exists(mark):
+        if not claim(os.path.join(self.task.ledger, "fault.done"), fault.get("times", 1)):
             return
-        with open(mark, "w") as file:
-            file.write(str(os.getpid()))
         kind = fault["kind"]
         if kind == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif kind == "stop":
             os.kill(os.getpid(), signal.SIGSTOP)
         elif kind == "hang":
-            time.sleep(3600)
+            sleep_for_ever()
         elif kind == "exit":
             os._exit(17)
         elif kind == "raise":
             raise ValueError("a mistake in the user's code")
         elif kind == "nan":
             self.task.poison = True
+
+
+def sleep_for_ever() -> None:
+    """Its name is to be found in the stacks of who hangs here."""
+    time.sleep(3600)
+
+
+def claim(path: str, most: int) -> bool:
+    """Enter this process in a file of at most ``most`` processes; False if it is full."""
+    with open(path, "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        if len(file.read().splitlines()) >= most:
+            return False
+        file.write(f"{os.getpid()}\n")
+    return True

@@ -54,7 +54,8 @@ def struck(tmp_path):
 def test_report(struck):
     head, first, second, torn = invoke("report", str(struck)).output.splitlines()
     assert head.split() == ["TIME", "#", "RANK", "PID", "ROUND", "STEP", "PHASE", "FAULT"]
-    assert first.split(maxsplit=7)[1:] == ["0", "2", "4711", "3", "40", "backward", "kill rank 2 in backward of step 40"]
+    assert first.split(maxsplit=7)[1:] == [
+        "0", "2", "4711", "3", "40", "backward", "kill rank 2 in backward of step 40"]
     assert second.split()[1:7] == ["11", "1", "4712", "4", "55", "-"]
     assert torn.endswith("its process ended before it struck")
 

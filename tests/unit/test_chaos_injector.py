@@ -145,7 +145,8 @@ def test_round_alone_is_the_first_pass_of_that_round(tmp_path):
 
 def test_ranks_are_those_of_the_moment(tmp_path):
     worker = Worker(rank=2)
-    inject = Injector(plan_of({"kind": "cut", "step": 3, "rank": 1}, {"kind": "cut", "step": 3, "rank": 2}), tmp_path, worker)
+    plan = plan_of({"kind": "cut", "step": 3, "rank": 1}, {"kind": "cut", "step": 3, "rank": 2})
+    inject = Injector(plan, tmp_path, worker)
     worker.rank = 1
     train(inject, worker, 5)
     assert [claim.fault for claim in fired(tmp_path)] == [0]
@@ -290,7 +291,8 @@ def test_it_is_logged(tmp_path, caplog):
     inject = Injector(plan_of({"kind": "leave", "step": 6, "rank": 2}), tmp_path, worker)
     with caplog.at_level(logging.WARNING):
         inject("forward")
-    assert "leave rank 2 in forward of step 6 (faults.0 of p.yaml) strikes rank 2 in forward, step 6, round 1" in caplog.text
+    assert ("leave rank 2 in forward of step 6 (faults.0 of p.yaml) strikes rank 2 in forward, step 6, round 1"
+            in caplog.text)
 
 
 def test_random_faults_are_not_its_business(tmp_path):

@@ -79,8 +79,9 @@ def test_all_mistakes_at_once_each_with_its_line(problems):
           - {kind: kill, step: 3, step: 4}
         """)
     assert [(problem.line, problem.key) for problem in found] == [
-        (1, "seed"), (2, "falts"), (4, "faults.0.kind"), (4, "faults.0.step"), (4, "faults.0.pase"), (5, "faults.1.step"),
-        (6, "faults.2.step"), (6, "faults.2.rank"), (6, "faults.2.during"), (7, "faults.3.kind"), (9, "faults.3.rank"),
+        (1, "seed"), (2, "falts"), (4, "faults.0.kind"), (4, "faults.0.step"), (4, "faults.0.pase"),
+        (5, "faults.1.step"), (6, "faults.2.step"), (6, "faults.2.rank"), (6, "faults.2.during"),
+        (7, "faults.3.kind"), (9, "faults.3.rank"),
         (10, "faults.4.phase"), (11, "faults.5"), (12, "faults.6.step")]
     message = str(ConfigError(found))
     for words in ["did you mean faults?", "did you mean kill?", "did you mean phase?", "given twice", "or every: 2s"]:
@@ -153,7 +154,8 @@ timed = st.builds(
     dict, kind=st.sampled_from(["kill", "stop", "raise", "hang"]), step=st.integers(1, 10**6), rank=ranks,
     phase=st.one_of(st.none(), st.sampled_from(PHASES[4:10])), round=st.one_of(st.none(), st.integers(1, 9)),
     count=st.one_of(st.none(), st.integers(1, 9)))
-chance = st.builds(dict, kind=st.just("kill"), every=st.integers(1, 10**6).map(lambda ms: f"{ms}ms"), during=st.one_of(st.none(), st.just("3m")))
+chance = st.builds(dict, kind=st.just("kill"), every=st.integers(1, 10**6).map(lambda ms: f"{ms}ms"),
+                   during=st.one_of(st.none(), st.just("3m")))
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,303 +1,364 @@
-"""A real coordinator on the loopback, with agents and workers made by hand: what it does, whom it refuses."""
+"""What a real coordinator does with the words of agents and workers made by hand: rounds, losses, resizes, ends."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import struct
 import time
+from dataclasses import replace
 
 import aiohttp
 import pytest
 
-from hvtrain.control import auth, coordinator as module, messages as m
-from hvtrain.control.client import Address, Link, ThreadedLink
-from hvtrain.control.coordinator import Coordinator
-from hvtrain.control.membership import Limits
-from hvtrain.errors import EnvironmentNotReady, ExitCode
-
-TOKEN, DIGEST = auth.new_token(), "d" * 64
-LIMITS = Limits(start=10.0, stop=5.0, heartbeat=5.0, verdict=0.2)
-HELLO = m.AgentHello(agent="host", host="host", slots=2, pid=1, version="0", job_digest=DIGEST)
+from hvtrain.control import coordinator as module, messages as m
+from hvtrain.control.client import ThreadedLink
+from hvtrain.errors import ExitCode
+from tests.support.control import HELLO, LIMITS, Watcher, expect, frozen, get, run, until
 
 
-class Watcher:
-    """An observer that remembers."""
-
-    def __init__(self, fail=False):
-        self.events, self.measurements, self.summaries, self.outlines, self.fail = [], [], [], [], fail
-
-    def event(self, name, step=None, **values): self.events.append((name, step, values))
-    def outline(self, outline): self.outlines.append(outline)
-    def summary(self, summary): self.summaries.append(summary)
-
-    def measured(self, kind, step, epoch, values):
-        if self.fail:
-            raise OSError(28, "No space left on device")
-        self.measurements.append((kind, step, values))
+async def http_status(seat: m.Seat) -> int | None:
+    """What the rendezvous of a round answers; None if nobody listens."""
+    try:
+        async with aiohttp.ClientSession() as http:
+            async with http.get(f"http://{seat.rendezvous_host}:{seat.rendezvous_port}/global/0") as answer:
+                return answer.status
+    except aiohttp.ClientConnectionError:
+        return None
 
 
-class Job:
-    """A running coordinator with one agent, "host", and the links of its workers."""
-
-    def __init__(self, watcher=None, limits=LIMITS):
-        self.watcher, self.limits, self.links, self.rank = watcher or Watcher(), limits, [], {}
-
-    async def __aenter__(self):
-        self.coordinator = Coordinator(wanted=2, limits=self.limits, token=TOKEN, host="127.0.0.1", interface="lo",
-                                       job_digest=DIGEST, observer=self.watcher)
-        port = await self.coordinator.start()
-        self.address = Address("127.0.0.1", port, TOKEN)
-        return self
-
-    async def __aexit__(self, *_):
-        for link in self.links:
-            await link.close()
-        await self.coordinator.close(module.Cause(0, "test is over"))
-
-    async def link(self, hello):
-        link = Link(self.address)
-        self.links.append(link)
-        await link.open(hello)
-        return link
-
-    async def start(self):
-        """Agent and workers are there, each worker has its seat."""
-        self.agent = await self.link(HELLO)
-        self.orders = [await get(self.agent) for _ in range(2)]
-        self.workers = [await self.link(m.WorkerHello(worker=order.worker, pid=2)) for order in self.orders]
-        for worker in self.workers:
-            await worker.send(m.Ready(outline={"steps": 5}))
-        self.seats = [await get(worker) for worker in self.workers]
-        return self
-
-    async def finish(self):
-        """Let the job end well; returns the cause."""
-        for order, worker in zip(self.orders, self.workers):
-            await worker.send(m.Finished(step=5, summary={"steps": 5} if order.rank == 0 else {}))
-            await worker.close()
-            await self.agent.send(m.Exited(worker=order.worker, code=0, signal=0))
-        return await asyncio.wait_for(self.coordinator.wait(), 3)
-
-
-async def get(link):
-    return await asyncio.wait_for(link.receive(), 3)
-
-
-def run(scenario, **kwargs):
-    async def main():
-        async with Job(**kwargs) as job:
-            return await scenario(job)
-
-    return asyncio.run(asyncio.wait_for(main(), 20))
-
-
+# A job ---------------------------------------------------------------------------------------------------
 def test_a_job_from_hello_to_end():
     async def scenario(job):
-        await job.start()
-        assert [(o.worker, o.rank) for o in job.orders] == [("w0", 0), ("w1", 1)]
-        assert [(s.rank, s.size, s.local_rank) for s in job.seats] == [(0, 2, 0), (1, 2, 1)]
-        seat = job.seats[0]
-        async with aiohttp.ClientSession() as http:  # its rendezvous is there
-            async with http.get(f"http://{seat.rendezvous_host}:{seat.rendezvous_port}/global/0") as answer:
-                assert answer.status == 404
-        await job.workers[0].send(m.Report(kind="train", step=1, values={"loss": 0.5}))
-        await job.workers[0].send(m.Report(kind="event", name="checkpoint", step=2, values={"path": "p", "step": 9}))
-        cause = await job.finish()
+        workers = await job.start()
+        assert [(w.name, w.seat.rank, w.seat.size, w.seat.local_rank, w.seat.fresh) for w in workers] == [
+            ("w0", 0, 2, 0, True), ("w1", 1, 2, 1, True)]
+        await workers[0].say(m.Report(kind="train", step=1, values={"loss": 0.5}))
+        await workers[0].say(m.Report(kind="event", name="checkpoint", step=2, values={"path": "p", "step": 9}))
+        cause = await job.finish(workers)
         assert (cause.exit_code, cause.reason) == (ExitCode.DONE, "done")
+        await job.coordinator.close(cause)
+        assert (await expect(job.agent, m.End)).exit_code == 0
+        with pytest.raises(OSError):
+            await asyncio.open_connection("127.0.0.1", job.address.port)
+        assert job.watcher.outlines[0] == {"steps": 5, "parameters": 7, "samples": 9}
         assert job.watcher.measurements == [("train", 1, {"loss": 0.5})]
         assert ("checkpoint", 2, {"path": "p"}) in job.watcher.events
         assert {"steps": 5} in job.watcher.summaries
-        await job.coordinator.close(cause)
-        end = await get(job.agent)
-        assert isinstance(end, m.End) and end.exit_code == 0
-        with pytest.raises(OSError):
-            await asyncio.open_connection("127.0.0.1", job.address.port)
+        assert job.watcher.strengths == [(1, 2)]
+        assert (job.watcher.account["steps"], job.watcher.account["lost_workers"]) == (5, 0)
 
     run(scenario)
 
 
-def test_an_exception_reaches_the_end_with_its_traceback_and_the_peer_is_cut():
+def test_every_round_has_a_rendezvous_of_its_own_which_ends_when_the_members_are_connected():
     async def scenario(job):
-        await job.start()
-        await job.workers[1].send(m.Failed(exit_code=1, reason="ValueError: boom", traceback="Traceback boom", step=3))
-        cut = await get(job.workers[0])
-        assert isinstance(cut, m.Cut) and cut.salvage
-        await job.workers[0].send(m.Failed(exit_code=144, reason="lost", lost_peer=True, saved_step=3))
-        for worker in ("w0", "w1"):
-            await job.agent.send(m.Exited(worker=worker, code=1, signal=0))
-        cause = await asyncio.wait_for(job.coordinator.wait(), 3)
+        job.agent = await job.link(HELLO)
+        workers = [await job.hire() for _ in range(2)]
+        for worker in workers:
+            await worker.ready()
+        seats = [await worker.seated() for worker in workers]
+        assert seats[0].rendezvous_port == seats[1].rendezvous_port != job.address.port
+        assert await http_status(seats[0]) == 404  # it is there, and empty
+        await workers[0].form()
+        assert await http_status(seats[0]) == 404  # the other one may still look for its peers
+        await workers[1].form()
+        await until(lambda: job.state.round.status.value == "active")
+        assert await http_status(seats[0]) is None
+
+    run(scenario)
+
+
+def test_a_loss_while_a_round_is_forming_calls_its_rendezvous_off():
+    """Who waits for the dead one's address must not sit out comm.timeout."""
+    async def scenario(job):
+        job.agent = await job.link(HELLO)
+        workers = [await job.hire() for _ in range(2)]
+        for worker in workers:
+            await worker.ready()
+        first, _ = [await worker.seated() for worker in workers]
+        await job.exited(workers[1], signal=9)
+        assert (await expect(workers[0].link, m.Cut)).round == 1
+        async with aiohttp.ClientSession() as http:
+            async with http.get(f"http://127.0.0.1:{first.rendezvous_port}/global/1") as answer:
+                assert (answer.status, await answer.read()) == (200, b"x")
+        await workers[0].ready(round=1)
+        successor = await job.hire()
+        await successor.ready()
+        seats = [await worker.seated() for worker in (workers[0], successor)]
+        assert seats[0].rendezvous_port != first.rendezvous_port and await http_status(first) is None
+        assert [seat.round for seat in seats] == [2, 2]
+
+    run(scenario)
+
+
+# Losses --------------------------------------------------------------------------------------------------
+def test_a_lost_worker_is_replaced_and_the_others_are_told_to_come_back():
+    async def scenario(job):
+        survivor, victim, third = await job.start()
+        await job.exited(victim, signal=9)
+        for worker in (survivor, third):
+            cut = await expect(worker.link, m.Cut)
+            assert cut.round == 1 and "rank 1 on host was killed by SIGKILL" in cut.reason
+        successor = await job.hire()
+        assert successor.name == "w3"
+        await successor.ready()
+        for worker in (survivor, third):
+            await worker.ready(step=7, round=1)
+        seats = await job.train([survivor, successor, third], step=7)
+        assert [(seat.round, seat.rank, seat.fresh) for seat in seats] == [(2, 0, False), (2, 1, False), (2, 2, False)]
+        cause = await job.finish([survivor, successor, third], step=9)
+        assert cause.exit_code == ExitCode.DONE
+        (lost,) = job.watcher.named("worker_lost")
+        assert (lost["rank"], lost["cause"], lost["host"], lost["job_goes_on"]) == (1, "killed", "host", True)
+        assert job.watcher.strengths == [(1, 3), (1, 2), (2, 3)]
+        (_, change) = job.watcher.named("round")
+        assert (change["round"], change["size"], change["reason"], change["step"]) == (2, 3, "loss", 7)
+        assert not job.watcher.named("resize")
+
+    run(scenario, wanted=3)
+
+
+def test_a_late_replacement_is_not_waited_for_and_joins_later():
+    async def scenario(job):
+        survivor, victim = await job.start()
+        await job.exited(victim, signal=9)
+        await expect(survivor.link, m.Cut)
+        await survivor.ready(step=3, round=1)
+        successor = await job.hire()
+        await job.train([survivor], step=3)  # after elastic.replace_timeout
+        assert survivor.seat.size == 1
+        await successor.ready()
+        assert (await expect(survivor.link, m.Pause)).round == 2
+        await survivor.ready(step=5, round=2)
+        await job.train([survivor, successor], step=5)
+        assert [(e["old"], e["new"], e["step"]) for e in job.watcher.named("resize")] == [(2, 1, 3), (1, 2, 5)]
+        await until(lambda: len(job.watcher.named("round")) == 3)
+        assert [e["reason"] for e in job.watcher.named("round")] == ["start", "loss", "grow"]
+
+    run(scenario)
+
+
+def test_an_exception_of_a_worker_comes_to_the_end_with_its_traceback():
+    async def scenario(job):
+        first, second = await job.start()
+        await first.say(m.Beat(step=3))
+        await until(lambda: job.state.workers["w0"].step == 3)
+        await second.say(m.Failed(exit_code=2, reason="ValueError: boom", traceback="Traceback boom", step=3))
+        assert (await expect(first.link, m.Dismiss)).salvage
+        await first.say(m.Failed(exit_code=144, reason="lost", lost_peer=True, saved_step=3))
+        for worker in (first, second):
+            await job.exited(worker, code=1)
+        cause = await job.over()
         assert (cause.exit_code, cause.reason, cause.traceback, cause.rank) == (
-            1, "rank 1: ValueError: boom", "Traceback boom", 1)
+            2, "rank 1: ValueError: boom", "Traceback boom", 1)
+        assert ("checkpoint", 3, {"text": "saved by a survivor"}) in job.watcher.events
 
     run(scenario)
 
 
-def test_a_stop_is_passed_on():
+def test_an_agent_that_goes_takes_its_workers_with_it():
     async def scenario(job):
-        await job.start()
-        await job.agent.send(m.StopAsked(signal=15))
-        assert [await get(worker) for worker in job.workers] == [m.Stop(signal=15)] * 2
-        assert (await job.finish()).exit_code == ExitCode.TERMINATED
+        (mine,) = await job.start()
+        other = await job.link(HELLO.model_copy(update={"agent": "other", "host": "other"}))
+        await until(lambda: "other" in job.state.agents)
+        await job.agent.close()
+        await expect(mine.link, m.Dismiss)
+        order = await expect(other, m.Start)
+        assert order.worker == "w1" and "host" not in job.state.agents
+        (lost,) = job.watcher.named("worker_lost")
+        assert lost["cause"] == "agent_lost" and "host" in lost["reason"]
+        assert job.dropped == ["host"]
 
-    run(scenario)
+    run(scenario, wanted=1)
 
 
-def test_an_agent_that_goes_ends_the_job():
+def test_an_agent_that_comes_back_begins_anew():
     async def scenario(job):
         await job.start()
         await job.agent.close()
-        cause = await asyncio.wait_for(job.coordinator.wait(), 3)
-        assert cause.exit_code == ExitCode.LOST_WORKERS and "the agent host" in cause.reason
+        await until(lambda: not job.state.agents)
+        job.agent = await job.link(HELLO)
+        assert [(await job.hire()).name for _ in range(2)] == ["w2", "w3"]
 
     run(scenario)
 
 
-# Strangers -----------------------------------------------------------------------------------------------
-async def raw(job, *frames, answer=True, expect_closed=True):
-    """Connect by hand, answer the challenge (or not), send frames; returns how the server closed."""
-    async with aiohttp.ClientSession() as http:
-        async with http.ws_connect(f"http://127.0.0.1:{job.address.port}/ws", max_msg_size=1 << 24) as ws:
-            nonce = await ws.receive_str()
-            if answer:
-                await ws.send_str(auth.answer(TOKEN, nonce))
-            for frame in frames:
-                await (ws.send_bytes(frame) if isinstance(frame, bytes) else ws.send_str(frame))
-            said = []
-            while expect_closed:
-                reply = await asyncio.wait_for(ws.receive(), 3)
-                if reply.type is not aiohttp.WSMsgType.TEXT:
-                    assert reply.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING)
-                    return said
-                said.append(m.decode_outbound(reply.data))
+def test_a_frozen_agent_is_dropped_and_holds_nobody_up():
+    """It neither reads nor answers a good-bye; the coordinator must not wait for that."""
+    async def scenario(job):
+        job.agent = await job.link(HELLO)
+        began = time.monotonic()
+        with frozen(job.agent):
+            await until(lambda: job.dropped == ["host"])
+            other = await job.link(HELLO.model_copy(update={"agent": "other"}))
+            await expect(other, m.Start)
+        assert time.monotonic() - began < 1.5
+
+    run(scenario, limits=replace(LIMITS, heartbeat=0.3), wanted=1)
 
 
-def hello(**changes):
-    return m.encode(HELLO.model_copy(update=changes))
+# Connections ---------------------------------------------------------------------------------------------
+def test_a_worker_that_has_lost_its_connection_comes_back():
+    async def scenario(job):
+        first, second = await job.start()
+        await second.link.close()
+        second.link = await job.link(m.WorkerHello(worker="w1", pid=second.pid, again=True))
+        await job.agent.send(m.StopAsked(signal=2))
+        for worker in (first, second):
+            assert (await expect(worker.link, m.Stop)).signal == 2
+        assert (await job.finish([first, second])).exit_code == ExitCode.INTERRUPTED
+        assert not job.watcher.named("worker_lost")
+
+    run(scenario)
 
 
-WORKER = m.encode(m.WorkerHello(worker="w0", pid=1))
-STRANGERS = {
-    "wrong token": lambda job: raw(job, auth.answer(auth.new_token(), auth.challenge()), hello(agent="x"), answer=False),
-    "no proof at all": lambda job: raw(job, hello(agent="x"), answer=False),
-    "a replayed answer": lambda job: raw(job, auth.answer(TOKEN, auth.challenge()), hello(agent="x"), answer=False),
-    "a binary answer": lambda job: raw(job, b"\x80\x04\x95", answer=False),
-    "garbage": lambda job: raw(job, "}{"),
-    "a pickle": lambda job: raw(job, b"\x80\x04\x95\x0b\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94."),
-    "binary after hello": lambda job: raw(job, hello(agent="x"), b"\x00\x01"),
-    "oversized before proof": lambda job: raw(job, "x" * (m.MAX_BYTES + 10), answer=False),
-    "oversized hello": lambda job: raw(job, "x" * (m.MAX_BYTES + 10)),
-    "not a hello": lambda job: raw(job, m.encode(m.Beat(step=1))),
-    "an unknown worker": lambda job: raw(job, m.encode(m.WorkerHello(worker="w9", pid=1))),
-    "a worker that is there already": lambda job: raw(job, WORKER),
-    "a second agent of that name": lambda job: raw(job, hello()),
-    "an order for an agent": lambda job: raw(job, m.encode(m.Kill(worker="w0"))),
-}
+def test_a_connection_that_nobody_saw_break_is_replaced_at_once():
+    """The network path was dead for a while: the old connection is still open on this side."""
+    async def scenario(job):
+        first, second = await job.start()
+        began = time.monotonic()
+        with frozen(second.link):
+            second.link = await job.link(m.WorkerHello(worker="w1", pid=second.pid, again=True))
+            await second.say(m.Ready(step=1, round=1))  # a seat may have been lost
+            assert (await expect(second.link, m.Cut)).round == 1
+        assert time.monotonic() - began < 1.0
+
+    run(scenario)
 
 
-@pytest.mark.parametrize("stranger", STRANGERS.values(), ids=STRANGERS)
-def test_strangers_are_refused_and_harm_nobody(stranger, caplog):
+def test_a_frozen_coordinator_does_not_blame_the_workers():
+    """After Ctrl-Z and fg the signs of life lie unread; they must be read before anyone is judged."""
+    async def scenario(job):
+        job.agent = await job.link(HELLO)
+
+        async def agent_beats():
+            while True:
+                await job.agent.send(m.Beat())
+                await asyncio.sleep(0.02)
+
+        beating, links = asyncio.create_task(agent_beats()), []
+        try:
+            for _ in range(2):
+                order = await expect(job.agent, m.Start)
+                links.append(ThreadedLink(
+                    job.address, lambda again, name=order.worker: m.WorkerHello(worker=name, pid=1, again=again),
+                    on_message=lambda _: None, on_back=lambda: None, on_lost=lambda: None, beat=lambda: m.Beat(step=1),
+                    beat_seconds=0.02, patience=0.0))
+                await asyncio.to_thread(links[-1].open)
+                links[-1].post(m.Ready())
+            await until(lambda: job.state.round.number == 1)
+            time.sleep(0.7)  # this event loop stands still, the links' threads do not
+            await asyncio.sleep(0.3)
+            assert all(worker.alive for worker in job.state.workers.values()) and job.state.round.number == 1
+            assert not job.watcher.named("worker_lost")
+        finally:
+            beating.cancel()
+            for link in links:
+                await asyncio.to_thread(link.close)
+
+    run(scenario, limits=replace(LIMITS, heartbeat=0.5))
+
+
+# Stopping, leaving, resizing ---------------------------------------------------------------------------
+def test_a_stop_is_passed_on():
+    async def scenario(job):
+        workers = await job.start()
+        job.coordinator.request_stop(15)
+        for worker in workers:
+            assert await get(worker.link) == m.Stop(signal=15)
+        assert (await job.finish(workers)).exit_code == ExitCode.TERMINATED
+        assert job.watcher.named("stop_requested") == [{"step": None, "signal": 15}]
+
+    run(scenario)
+
+
+def test_a_worker_that_wants_to_leave_is_replaced_and_sent_home():
+    async def scenario(job):
+        stays, leaves = await job.start()
+        await leaves.say(m.Leaving())
+        successor = await job.hire()
+        await successor.ready()
+        for worker in (stays, leaves):
+            assert (await expect(worker.link, m.Pause)).round == 1
+            await worker.ready(step=4, round=1)
+        assert not (await expect(leaves.link, m.Dismiss)).salvage
+        await job.train([stays, successor], step=4)
+        await leaves.say(m.Finished(step=4, left=True))
+        await job.exited(leaves)
+        assert (await job.finish([stays, successor])).exit_code == ExitCode.DONE
+        assert not job.watcher.named("worker_lost") and job.watcher.named("round")[1]["reason"] == "leave"
+
+    run(scenario)
+
+
+def test_scaling_up_and_down():
+    async def scenario(job):
+        (first,) = await job.start()
+        (answer,) = await job.ask(m.Scale(workers=2))
+        assert answer == m.Answer(accepted=True, text="from 1 to 2 workers")
+        second = await job.hire()
+        await second.ready()
+        await expect(first.link, m.Pause)
+        await first.ready(step=2, round=1)
+        await job.train([first, second], step=2)
+        (answer,) = await job.ask(m.Scale(workers=1))
+        assert answer.accepted
+        for worker in (first, second):
+            assert (await expect(worker.link, m.Pause)).round == 2
+            await worker.ready(step=3, round=2)
+        await job.train([first], step=3)
+        await expect(second.link, m.Dismiss)
+        assert [(e["old"], e["new"]) for e in job.watcher.named("resize")] == [(1, 2), (2, 1)]
+
+    run(scenario, wanted=1)
+
+
+def test_what_cannot_be_is_refused_with_the_reason():
     async def scenario(job):
         await job.start()
-        before = job.coordinator._state.agents.keys()
-        assert await stranger(job) == []
-        await asyncio.sleep(0.02)
-        assert job.coordinator._state.agents.keys() <= before | {"x"}
-        assert (await job.finish()).exit_code == ExitCode.DONE
+        too_many, too_few, slots = await job.ask(m.Scale(workers=5), m.Scale(workers=1), m.Scale(workers=4))
+        assert not too_many.accepted and "elastic.max_workers (4)" in too_many.text
+        assert not too_few.accepted and "elastic.min_workers (2)" in too_few.text
+        assert slots.accepted
 
-    run(scenario)
-    assert TOKEN not in caplog.text
-    assert "refused a connection from 127.0.0.1" in caplog.text
+    run(scenario, limits=replace(LIMITS, min_workers=2, max_workers=4))
 
 
-def test_the_agent_of_another_job_is_told_why():
+def test_a_person_asks_who_is_there():
     async def scenario(job):
-        await job.start()
-        (end,) = await raw(job, hello(agent="x", job_digest="e" * 64))
-        assert isinstance(end, m.End) and end.exit_code == 2 and "another job file" in end.reason
-        assert (await job.finish()).exit_code == ExitCode.DONE
+        workers = await job.start()
+        await workers[1].say(m.Beat(step=3, ticks=3))
+        await until(lambda: job.state.workers["w1"].step == 3)
+        (found,) = await job.ask(m.Query())
+        assert found.agents == [{"agent": "host", "host": "host", "slots": 4, "pid": 1, "workers": 2, "state": "here"}]
+        assert [(w["worker"], w["pid"], w["rank"], w["slot"], w["round"], w["step"], w["state"]) for w in found.workers] == [
+            ("w0", 100, 0, 0, 1, 0, "training"), ("w1", 101, 1, 1, 1, 3, "training")]
+        assert (found.job["round"], found.job["size"], found.job["target"], found.job["step"]) == (1, 2, 2, 3)
 
     run(scenario)
 
 
-def test_a_link_with_the_wrong_token_says_that_it_cannot_connect():
+def test_members_and_signals_for_fault_plans():
     async def scenario(job):
-        link = Link(Address("127.0.0.1", job.address.port, auth.new_token()))
-        await link.open(HELLO)  # the refusal comes as the end of the connection
-        assert await get(link) is None
-        await link.close()
+        assert job.coordinator.members() == []
+        first, second = await job.start()
+        assert [(member["worker"], member["rank"], member["pid"], member["round"])
+                for member in job.coordinator.members()] == [("w0", 0, 100, 1), ("w1", 1, 101, 1)]
+        await job.coordinator.signal("w1", 19)
+        assert await get(job.agent) == m.Kill(worker="w1", signal=19)
+        await job.exited(second, signal=9)
+        await expect(first.link, m.Cut)
+        assert [member["worker"] for member in job.coordinator.members()] == ["w0"]
 
     run(scenario)
 
 
-def test_no_coordinator_there():
-    async def scenario():
-        with pytest.raises(EnvironmentNotReady, match="cannot be reached"):
-            await Link(Address("127.0.0.1", 1, TOKEN)).open(HELLO)
-
-    asyncio.run(scenario())
-
-
-def test_a_silent_connection_is_closed(monkeypatch):
-    monkeypatch.setattr(module, "AUTH_SECONDS", 0.05)
-
-    async def scenario(job):
-        assert await raw(job, answer=False) == []
-
-    run(scenario)
-
-
-@pytest.mark.parametrize("rudeness", ["reset", "half a request", "not http"])
-def test_connections_that_break_off(rudeness):
-    async def scenario(job):
-        await job.start()
-        reader, writer = await asyncio.open_connection("127.0.0.1", job.address.port)
-        if rudeness == "reset":
-            writer.write(b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                         b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n")
-            sock = writer.get_extra_info("socket")
-            sock.setsockopt(1, 13, struct.pack("ii", 1, 0))  # SO_LINGER 0: closing resets
-        else:
-            writer.write(b"GET /ws HTTP" if rudeness == "half a request" else b"\x80\x04\x95" * 100)
-        writer.close()
-        await asyncio.sleep(0.02)
-        assert (await job.finish()).exit_code == ExitCode.DONE
-
-    run(scenario)
-
-
-@pytest.mark.parametrize("message", [m.Exited(worker="w0", code=0, signal=9), m.StopAsked(signal=15),
-                                     m.LoadFailed(exit_code=3, reason="r")])
-def test_a_worker_that_pretends_to_be_an_agent_loses_its_connection_only(message):
-    async def scenario(job):
-        await job.start()
-        await job.workers[1].send(message)
-        assert await get(job.workers[1]) is None
-        assert job.coordinator._state.cause is None and not job.coordinator._state.workers["w0"].gone
-        await job.agent.send(m.Exited(worker="w1", code=144, signal=0))
-        assert isinstance(await get(job.workers[0]), m.Cut)
-
-    run(scenario)
-
-
-def test_an_agent_speaks_for_its_own_workers_only():
-    async def scenario(job):
-        await job.start()
-        other = await job.link(HELLO.model_copy(update={"agent": "other", "host": "other"}))
-        await other.send(m.Exited(worker="w0", code=0, signal=9))
-        await asyncio.sleep(0.02)
-        assert not job.coordinator._state.workers["w0"].gone
-        assert (await job.finish()).exit_code == ExitCode.DONE
-
-    run(scenario)
-
-
-# Trouble inside -----------------------------------------------------------------------------------------
+# Trouble inside ------------------------------------------------------------------------------------------
 def test_a_measurement_that_is_no_number_arrives():
     async def scenario(job):
-        await job.start()
-        await job.workers[0].send(m.Report(kind="eval", step=1, values={"loss": math.nan}))
-        assert (await job.finish()).exit_code == ExitCode.DONE
+        workers = await job.start()
+        await workers[0].say(m.Report(kind="eval", step=1, values={"loss": math.nan}))
+        await job.finish(workers)
         assert math.isnan(job.watcher.measurements[0][2]["loss"])
 
     run(scenario)
@@ -305,12 +366,12 @@ def test_a_measurement_that_is_no_number_arrives():
 
 def test_a_full_disk_under_the_run_directory_is_the_reason_that_is_given():
     async def scenario(job):
-        await job.start()
-        await job.workers[0].send(m.Report(kind="train", step=1, values={"loss": 1.0}))
-        assert isinstance(await get(job.workers[0]), m.Cut)
-        for worker in ("w0", "w1"):
-            await job.agent.send(m.Exited(worker=worker, code=1, signal=0))
-        cause = await asyncio.wait_for(job.coordinator.wait(), 3)
+        workers = await job.start()
+        await workers[0].say(m.Report(kind="train", step=1, values={"loss": 1.0}))
+        for worker in workers:
+            await expect(worker.link, m.Dismiss)
+            await job.exited(worker, code=1)
+        cause = await job.over()
         assert cause.exit_code == ExitCode.ENVIRONMENT and "No space left" in cause.reason
 
     run(scenario, watcher=Watcher(fail=True))
@@ -323,33 +384,7 @@ def test_a_bug_in_the_coordinator_ends_the_job_instead_of_hanging_it(monkeypatch
 
         monkeypatch.setattr(module.membership, "step", broken)
         job.coordinator.request_stop(15)
-        cause = await asyncio.wait_for(job.coordinator.wait(), 3)
+        cause = await job.over()
         assert cause.exit_code == ExitCode.ENVIRONMENT and "bug" in cause.reason
 
     run(scenario)
-
-
-def test_a_coordinator_that_was_stopped_itself_does_not_blame_the_workers():
-    """After Ctrl-Z and fg the workers' signs of life lie unread; they must be read before anyone is judged."""
-    limits = Limits(start=10.0, stop=5.0, heartbeat=0.3, verdict=0.2)
-
-    async def scenario(job):
-        job.agent = await job.link(HELLO)
-        links = []
-        try:
-            for name in ("w0", "w1"):
-                await get(job.agent)
-                links.append(ThreadedLink(job.address, m.WorkerHello(worker=name, pid=1), on_message=lambda _: None,
-                                          on_lost=lambda: None, beat=lambda: m.Beat(step=1), beat_seconds=0.02))
-                await asyncio.to_thread(links[-1].open)
-                links[-1].post(m.Ready(outline={}))
-            while job.coordinator._state.phase is not module.Phase.RUNNING:
-                await asyncio.sleep(0.01)
-            time.sleep(0.6)  # the event loop stands still, the links' threads do not
-            await asyncio.sleep(0.1)
-            assert job.coordinator._state.cause is None
-        finally:
-            for link in links:
-                await asyncio.to_thread(link.close)
-
-    run(scenario, limits=limits)

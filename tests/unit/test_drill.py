@@ -1,4 +1,4 @@
-"""The drill's verdict, from records as two runs leave them; and the drill's own course around stand-ins for the runs."""
+"""The drill's verdict on records as two runs leave them, and its own course around stand-ins for the runs."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def records(*rounds, sampler=SAMPLER):
     for number, (size, first, last, began) in enumerate(rounds, 1):
         for step in range(first, last + 1):
             position, indices = steps[step]
-            result.used += [Used(step, (1, number), rank, size, position.epoch, position.cursor, split(indices, rank, size))
-                            for rank in range(size)]
+            result.used += [Used(step, (1, number), rank, size, position.epoch, position.cursor,
+                                 split(indices, rank, size)) for rank in range(size)]
             result.committed += [Committed(step, (1, number), began + STEP_SECONDS * (step - first))] * size
     return result
 
@@ -66,7 +66,8 @@ def judged(plan, disturbed, weights=SAME, calm=CALM):
 
 def test_a_recovered_kill():
     lost = {"event": "worker_lost", "time": 101.02, "rank": 2, "cause": "killed", "step": 10}
-    disturbed = Evidence(0, 12.0, claims=[claim()], events=[lost], records=records((4, 1, 10, 100.0), (4, 11, 20, 101.45)))
+    disturbed = Evidence(0, 12.0, claims=[claim()], events=[lost],
+                         records=records((4, 1, 10, 100.0), (4, 11, 20, 101.45)))
     report = judged(plan_of(KILL), disturbed)
     assert report.ok and report.problems == ()
     (row,) = report.rows
@@ -76,7 +77,7 @@ def test_a_recovered_kill():
     assert "156 samples in 20 steps, 1 whole epoch: each used exactly once" in shown
     assert shown.endswith("All is well.")
     value = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert (value["ok"], value["recovered"], value["faults"], value["once"], value["identical"]) == (True, 1, 1, True, True)
+    assert [value[key] for key in ("ok", "recovered", "faults", "once", "identical")] == [True, 1, 1, True, True]
     assert value["rows"][0]["next_step"] == 0.45
 
 
@@ -139,10 +140,11 @@ def test_a_joiner_is_struck_in_the_round_that_may_still_form():
 
 def test_a_rollback_is_told():
     rollback = {"event": "rollback", "time": 102.0, "source": "memory", "steps": 3}
-    disturbed = Evidence(0, 9.0, claims=[claim()], events=[rollback], records=records((4, 1, 10, 100.0), (4, 8, 20, 102.0)))
+    disturbed = Evidence(0, 9.0, claims=[claim()], events=[rollback],
+                         records=records((4, 1, 10, 100.0), (4, 8, 20, 102.0)))
     report = judged(plan_of(KILL), disturbed)
     assert report.ok and report.ledger.repeated == 3
-    assert "20 of 20; repeated: 3, 3 of them rolled back to the last snapshot in memory; begun again: 0" in text(report)
+    assert "repeated: 3 (rolled back by 3 to the last snapshot in memory); begun again: 0" in text(report)
 
 
 def test_random_faults_are_rows_as_they_came():
@@ -155,7 +157,8 @@ def test_random_faults_are_rows_as_they_came():
 def test_weighted_sampling_is_compared_with_the_undisturbed_run():
     weighted = GlobalSampler(100, 8, 0, weights=np.arange(100))
     calm = Evidence(0, 9.0, records=records((4, 1, 20, 100.0), sampler=weighted))
-    disturbed = Evidence(0, 9.0, claims=[claim()], records=records((4, 1, 10, 100.0), (4, 11, 20, 101.4), sampler=weighted))
+    disturbed = Evidence(0, 9.0, claims=[claim()],
+                         records=records((4, 1, 10, 100.0), (4, 11, 20, 101.4), sampler=weighted))
     for evidence in (calm, disturbed):
         evidence.records.sampler = {**NAMED, "weighted": True}
     assert judged(plan_of(KILL), disturbed, calm=calm).ok
@@ -196,7 +199,7 @@ def test_weights_that_are_equal_and_weights_that_are_not():
     assert (apart.differing, apart.largest, apart.tensor, apart.identical) == (("model",), 0.5, "b", False)
     momenta = compare_snapshots(snapshot(), snapshot(optimizer={"a.m": np.ones(3)}))
     assert (momenta.differing, momenta.largest) == (("optimizer",), 0.0)
-    assert compare_snapshots(snapshot(), snapshot(more=np.nan)).words.endswith("difference of a weight not a number, in b")
+    assert compare_snapshots(snapshot(), snapshot(more=np.nan)).words.endswith("of a weight not a number, in b")
     assert compare_snapshots(snapshot(), snapshot(ema={"a": np.ones(3)})).differing == ("ema",)
     assert "step 20, the other step 19" in compare_snapshots(snapshot(), snapshot(step=19)).problem
 
@@ -266,7 +269,8 @@ def play_run(job, plan):
         for index, fault in enumerate(plan.faults if plan else ()):
             if fault.step == step:
                 for rank in fault.ranks:
-                    Registry(plan, directory).claim(index, 0, rank, rank=rank, pid=1, step=step, phase=fault.at, round=round)
+                    Registry(plan, directory).claim(index, 0, rank, rank=rank, pid=1, step=step, phase=fault.at,
+                                                    round=round)
                 round += 1
         writer.used(step, round, 0, 1, position.epoch, position.cursor, indices)
         writer.committed(step, round)

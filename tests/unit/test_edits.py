@@ -67,7 +67,9 @@ def test_digest_follows_what_is_compiled() -> None:
 
 def test_ours_are_complete() -> None:
     assert edit_names(EDITS) == ["init-failure", "init-again", "gloo-interface", "release", "broken-round",
-                                 "late-tensor", "idle-wait", "in-place", "record"]
+                                 "late-tensor", "cut", "one-mesh", "ask-once", "no-abort", "half-message",
+                                 "connect-timeout", "idle-wait", "in-place", "settings-again", "exit-once",
+                                 "record"]
     for each in EDITS:
         assert each.why and each.anchor.endswith("\n") and each.anchor != each.replacement
         assert not Path(each.file).is_absolute()

@@ -112,8 +112,8 @@ def test_variable_global_batches_name_their_size():
     big = GlobalSampler(50, 12, 3)
     lines = [line.replace('"indices"', '"total": 12, "indices"') for line in attempt(1, 1, sampler=big)]
     position = big.batch(0, 12)[:8]
-    after = json.dumps({"kind": "used", "step": 2, "round": 2, "start": 1, "rank": 0, "size": 1, "epoch": 0, "cursor": 12,
-                        "indices": position.tolist()})
+    after = json.dumps({"kind": "used", "step": 2, "round": 2, "start": 1, "rank": 0, "size": 1, "epoch": 0,
+                        "cursor": 12, "indices": position.tolist()})
     done = json.dumps({"kind": "committed", "step": 2, "round": 2, "start": 1, "time": 0.0})
     assert verdict(lines, [after, done]).ok
     assert not verdict(attempt(1, 1, sampler=big), [after, done]).ok
@@ -208,8 +208,8 @@ def test_a_line_that_is_cut_short_where_it_counts_is_missed(tmp_path):
 
 
 @pytest.mark.parametrize("line", ["", "null", "[]", "{}", '{"kind": "used"}', '{"kind": "committed", "step": "x"}',
-                                  '{"kind": "used", "step": 1, "round": 1, "start": 1, "rank": 0, "size": 1, "epoch": 0, '
-                                  '"cursor": 0, "indices": {"a": 1}}'])
+                                  '{"kind": "used", "step": 1, "round": 1, "start": 1, "rank": 0, "size": 1, '
+                                  '"epoch": 0, "cursor": 0, "indices": {"a": 1}}'])
 def test_nonsense_is_counted(line):
     assert parse([line]).torn == 1
 

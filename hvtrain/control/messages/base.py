@@ -1,0 +1,53 @@
+"""What all messages share: frozen, nothing extra, every field within bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+MAX_BYTES = 1 << 20
+"""Largest message accepted, bytes. A resolved job, a traceback or a line of metrics is far below it."""
+
+MAX_WORDS = 30_000
+"""Characters of a text for people: of a longer one the beginning and the end are kept, so that it can be sent."""
+
+
+def _shortened(text: Any) -> Any:
+    if not isinstance(text, str) or len(text) <= MAX_WORDS:
+        return text
+    return f"{text[:MAX_WORDS // 3]}\n[... {len(text) - MAX_WORDS} characters left out ...]\n{text[-MAX_WORDS // 2:]}"
+
+
+Words = Annotated[str, BeforeValidator(_shortened)]
+"""A text for people, shortened to MAX_WORDS."""
+
+Name = Annotated[str, Field(max_length=200)]
+"""The name of an agent, a worker, an event or a measurement."""
+
+Count = Annotated[int, Field(ge=0, le=2**53)]
+"""Steps, bytes, process ids: what every reader of JSON can hold."""
+
+Exit = Annotated[int, Field(ge=-2**31, le=2**31)]
+"""A process's exit code, or the number of the signal that ended it."""
+
+Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Message(BaseModel):
+    # A loss may be NaN; as JSON's null it would be no number any more.
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="constants")
+
+
+class Beat(Message):
+    """From a worker or an agent: alive. ``step``: committed steps; ``ticks`` grows with everything that gets done.
+
+    ``waiting``: it waits for the others in a collective operation. ``slowest``: the longest recent time between two
+    ticks, seconds.
+    """
+
+    type: Literal["beat"] = "beat"
+    step: Count = 0
+    ticks: Count = 0
+    waiting: bool = False
+    slowest: Seconds = 0.0

@@ -1,0 +1,111 @@
+"""A job on several "hosts" of this machine: real agents with names of their own that come, die and come again.
+
+The coordinator is a process of its own: ``python -m tests.support.cluster CONFIG BOOT PLAN fixed|follow OVERRIDES...``
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+from tests.support.runs import MARK, Run, environment
+
+HOST_MARK = "TEST_HOST_MARK"
+
+
+class Cluster(Run):
+    """A job in ``directory`` whose agents are added and removed by hand."""
+
+    def __init__(self, directory: Path, name: str = "run"):
+        super().__init__(directory, name)
+        self._marks: dict[str, str] = {}
+        self._agents: dict[str, subprocess.Popen] = {}
+
+    def start(self, *overrides: str, hosts: Mapping[str, int], follow: bool = False,
+              faults: Sequence[dict[str, Any]] = ()) -> Cluster:
+        """Start the job on ``hosts`` (name: slots), with a worker on each slot; ``follow`` takes every slot that is added.
+        """
+        self._record = self.base / f"{self.dir.name}.boot.json"
+        plan = self.write_plan(faults) if faults else ""
+        waiting = {name: self._agent(name) for name in hosts}  # they import while the coordinator does
+        self.launch([sys.executable, "-m", "tests.support.cluster", str(self.base / "job.yaml"), str(self._record),
+                     str(plan), "follow" if follow else "fixed", f"run.dir={self.dir}",
+                     f"launch.workers={sum(hosts.values())}", *overrides])
+        for name, agent in waiting.items():
+            self._tell(agent, name, hosts[name])
+        return self
+
+    def add(self, name: str, slots: int) -> None:
+        """A host joins, perhaps one that was lost before."""
+        self._tell(self._agent(name), name, slots)
+
+    def kill(self, name: str) -> None:
+        """The host loses its power: all its processes end at once."""
+        pids = self.pids(self._marks.pop(name), HOST_MARK)
+        assert len(pids) >= 3, f"agent, warm process and workers were expected on {name}: {pids}"
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        self._agents.pop(name).wait(10)
+
+    def terminate(self, name: str) -> None:
+        """The host's agent gets the SIGTERM that announces the host's end."""
+        self._agents[name].send_signal(signal.SIGTERM)
+
+    def agent_code(self, name: str, seconds: float = 20.0) -> int:
+        """The exit code of a host's agent, once it has ended."""
+        return self._agents[name].wait(seconds)
+
+    def until_resize(self, *sizes: int, seconds: float = 60.0) -> None:
+        """Wait until the job has had exactly these sizes, one after the other, after its first one."""
+        self.until(lambda: [event["new"] for event in self.events("resize")] == list(sizes), f"sizes {sizes}", seconds)
+
+    def kill_all(self) -> None:
+        super().kill_all()
+        for agent in self._agents.values():
+            agent.wait(10)
+
+    def _agent(self, name: str) -> subprocess.Popen:
+        self._marks[name] = uuid.uuid4().hex
+        env = environment(**{MARK: self.mark, HOST_MARK: self._marks[name]})
+        with open(self.base / f"agent-{name}.log", "a") as log:
+            agent = subprocess.Popen([sys.executable, "-m", "hvtrain.control.agentmain", str(os.getpid()), "torch"],
+                                     stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=env)
+        self._agents[name] = agent
+        return agent
+
+    def _tell(self, agent: subprocess.Popen, name: str, slots: int) -> None:
+        record = self.until(lambda: self._record.exists() and self._record.read_text(), "the coordinator listens")
+        assert agent.stdin is not None
+        agent.stdin.write(json.dumps({**json.loads(record), "name": name, "host": name, "slots": slots}).encode())
+        agent.stdin.close()
+
+    def logs(self) -> str:
+        agents = "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.base.glob("agent-*.log")))
+        return f"{super().logs()}\n{agents}"
+
+
+def main(config: str, record: str, plan: str, mode: str, *overrides: str) -> int:
+    """Be the coordinator of a job; what its agents must be told goes into the file ``record``."""
+    from hvtrain.chaos import load as load_plan
+    from hvtrain.config import load
+    from hvtrain.launch.joblaunch import coordinate, prepare
+    from hvtrain.report.rundir import write_json
+
+    job = load(config, list(overrides))
+    launch = prepare(job, config, "hvtrain run", interface=None, faults=load_plan(plan) if plan else None)
+
+    async def start_agents(address, coordinator):
+        write_json(Path(record), {"boot": launch.boot(address, launch.workers).to_json(), "job_digest": launch.digest})
+
+    return asyncio.run(coordinate(launch, start_agents, follow=mode == "follow"))
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,391 @@
+"""The history of a job, told by a clock made by hand and the real membership machine's actions."""
+
+from __future__ import annotations
+
+import pytest
+
+from hvtrain.control import causes, events, messages as m
+from hvtrain.control.chronicle import Chronicle
+from hvtrain.control.roster import Agent, Limits, Phase, Round, Stage, State, Status, Worker
+from hvtrain.errors import ProtocolError
+from tests.support.control import Watcher
+
+LIMITS = Limits(start=10.0, stop=5.0, heartbeat=5.0)
+
+
+class Story:
+    """A chronicle and what happens to its job."""
+
+    def __init__(self):
+        self.now, self.watcher, self.progress, self.number = 100.0, Watcher(), 0, 0
+        self.members: list[str] = []
+        self.chronicle = Chronicle(self.watcher, lambda: self.now)
+
+    def state(self, *, lost: tuple[str, ...] = (), phase: Phase = Phase.OPEN, failure=None) -> State:
+        workers = {name: Worker("host", n, n, stage=Stage.DOOMED if name in lost else Stage.SEATED)
+                   for n, name in enumerate(self.members)}
+        return State(wanted=2, limits=LIMITS, phase=phase, agents={"host": Agent("vm", 4)}, workers=workers,
+                     round=Round(self.number, Status.ACTIVE, members=tuple(self.members)), progress=self.progress,
+                     open_failure=failure)
+
+    def act(self, action, **state):
+        self.chronicle.action(action, self.state(**state))
+
+    def lose(self, name: str, *, seconds: float = 0.0, cause=None, **state):
+        """``seconds`` later a member is lost and the round is cut."""
+        self.now += seconds
+        rank = self.members.index(name)
+        cause = cause or causes.lost_worker(rank, "vm", 0, 9, self.progress)
+        self.act(events.ReportLoss(name, rank, "host", cause), lost=(name,), **state)
+        self.act(events.CutRound(self.number, tuple(self.members), cause.reason), lost=(name,), **state)
+
+    def pause(self, reason: str):
+        self.act(events.PauseRound(tuple(self.members), reason))
+
+    def seats(self, *members: str):
+        self.number, self.members = self.number + 1, list(members)
+        self.act(events.FormRound(self.number, tuple((name, "vm") for name in members)))
+
+    def formed(self, step: int, *, active: bool = True, **more):
+        for name in self.members:
+            self.chronicle.formed(name, m.Formed(round=self.number, step=step, **more))
+        if active:
+            self.active(step)
+
+    def active(self, step: int):
+        before, self.progress = self.progress, step
+        self.act(events.RoundActive(self.number, step, before))
+
+    def first_step(self, *names: str):
+        self.progress += 1
+        for name in names or self.members:
+            self.chronicle.stepped(name, m.Stepped(round=self.number, step=self.progress))
+
+    def begin(self, *members: str, step: int = 0):
+        """The first round trains."""
+        self.seats(*members)
+        self.formed(step, source="checkpoint" if step else "start", known=step)
+        self.first_step()
+
+    def train(self, steps: int, each: float = 0.1):
+        """``steps`` more steps, which rank 0 reports."""
+        self.now += steps * each
+        self.progress += steps
+        self.chronicle.report(m.Report(kind="train", step=self.progress))
+
+    def end(self) -> dict:
+        self.act(events.EndJob(causes.done()), phase=Phase.OVER)
+        self.now += 7.0  # the agents are told, files are written
+        self.chronicle.close()
+        return self.watcher.account
+
+    def told(self, name: str) -> list[dict]:
+        return self.watcher.named(name)
+
+
+# A job without a fault -----------------------------------------------------------------------------------
+def test_a_quiet_job():
+    story = Story()
+    story.now += 2.0
+    story.begin("w0", "w1")
+    story.train(99)
+    account = story.end()
+    assert {key: account[key] for key in ("steps", "seconds", "goodput", "lost_workers", "repeated_steps", "seconds_down")} == {
+        "steps": 100, "seconds": 9.9, "goodput": 1.0, "lost_workers": 0, "repeated_steps": 0, "seconds_down": 0.0}
+    (only,) = story.told("round")
+    assert (only["reason"], only["step"], only["size"], only["seconds"]["full"]) == ("start", 0, 2, 2.0)
+    assert not story.told("resize") and not story.told("rollback") and story.watcher.strengths == [(1, 2)]
+
+
+def test_a_start_from_a_checkpoint_is_no_rollback_and_counts_its_own_steps():
+    story = Story()
+    story.begin("w0", step=5000)
+    story.train(9)
+    account = story.end()
+    assert account["steps"] == 10 and not story.told("rollback") and story.told("round")[0]["step"] == 5000
+
+
+def test_a_job_that_never_trained():
+    story = Story()
+    story.now += 3.0
+    account = story.end()
+    assert (account["goodput"], account["steps"], story.told("round")) == (None, 0, [])
+
+
+def test_a_run_that_was_complete_already():
+    story = Story()
+    story.seats("w0")
+    story.formed(80, source="checkpoint", known=80)
+    account = story.end()
+    assert (account["goodput"], account["steps"]) == (None, 0)
+
+
+# Losses --------------------------------------------------------------------------------------------------
+def test_the_parts_of_a_recovery_are_timed():
+    story = Story()
+    story.begin("w0", "w1")
+    story.train(49)
+    story.lose("w1")
+    for seconds, tell in [(0.1, lambda: story.chronicle.ready("w0", m.Ready(step=50, round=1))),
+                          (0.2, lambda: story.chronicle.ready("w2", m.Ready())),
+                          (0.0, lambda: story.seats("w0", "w2")),
+                          (0.1, lambda: story.formed(50, seconds={"agree": 0.01, "state": 0.02}, received_bytes=100)),
+                          (0.1, lambda: story.first_step("w0")),
+                          (0.1, lambda: story.chronicle.stepped("w2", m.Stepped(round=2, step=51)))]:
+        story.now += seconds
+        tell()
+    story.train(49)
+    _, change = story.told("round")
+    assert change["seconds"] == {"returned": 0.1, "replaced": 0.3, "seated": 0.3, "formed": 0.4, "first_step": 0.5,
+                                 "full": 0.6, "in_agree": 0.01, "in_state": 0.02}
+    assert (change["step"], change["size"], change["reason"], change["received_bytes"]) == (50, 2, "loss", 200)
+    account = story.end()
+    assert account["seconds_down"] == 0.5 and account["steps"] == 100
+    assert account["goodput"] == pytest.approx(1 - 0.5 / account["seconds"], abs=1e-4)
+    assert story.watcher.strengths == [(1, 2), (1, 1), (2, 2)]
+
+
+def test_a_loss_is_told_with_its_cause_and_the_step_of_the_job():
+    story = Story()
+    story.begin("w0", "w1")
+    story.train(9)
+    story.lose("w1", cause=causes.lost_worker(1, "vm", 0, 9, step=4))  # what it had last said of itself
+    (lost,) = story.told("worker_lost")
+    assert (lost["step"], lost["rank"], lost["host"], lost["cause"], lost["job_goes_on"]) == (10, 1, "vm", "killed", True)
+    assert not story.told("stall") and story.end()["losses"][0]["worker"] == "w1"
+
+
+def test_the_loss_that_ends_a_job_does_not_say_that_it_goes_on():
+    story = Story()
+    story.begin("w0", "w1")
+    story.lose("w1", phase=Phase.ENDING)
+    assert not story.told("worker_lost")[0]["job_goes_on"]
+
+
+@pytest.mark.parametrize("cause", [causes.silent(1, 5.0, 10), causes.stuck(1, 20.0, 10)], ids=["silent", "stuck"])
+def test_a_silent_fault_is_a_stall_too(cause):
+    story = Story()
+    story.begin("w0", "w1")
+    story.lose("w1", cause=cause)
+    (stall,) = story.told("stall")
+    assert (stall["rank"], stall["reason"]) == (1, cause.reason) and len(story.told("worker_lost")) == 1
+
+
+def test_a_stall_that_is_nobodys_fault():
+    story = Story()
+    story.begin("w0", "w1")
+    cause = causes.no_progress(40.0, 1)
+    story.act(events.CutRound(1, ("w0", "w1"), cause.reason), failure=cause)
+    (stall,) = story.told("stall")
+    assert stall["rank"] is None and not story.told("worker_lost")
+
+
+def test_the_first_step_may_be_heard_of_before_the_machine_knows_that_the_round_is_active():
+    """Workers' words are read at once, what the machine makes of them comes through a queue."""
+    story = Story()
+    story.begin("w0", "w1")
+    story.train(49)
+    story.lose("w1")
+    story.seats("w0")
+    story.formed(50, active=False)
+    story.first_step()
+    story.active(50)
+    (_, change), (resize,) = story.told("round"), story.told("resize")
+    assert (change["step"], change["seconds"]["formed"]) == (50, 0.0)
+    assert (resize["old"], resize["new"], resize["step"]) == (2, 1, 50)
+    assert story.watcher.strengths == [(1, 2), (1, 1), (2, 1)]
+
+
+def test_a_round_that_breaks_again_before_it_trains_is_one_outage():
+    story = Story()
+    story.begin("w0", "w1", "w2")
+    story.train(9)
+    story.lose("w2")
+    story.now += 0.5
+    story.seats("w0", "w1")
+    story.formed(10)
+    story.lose("w1", seconds=0.5)
+    story.now += 0.5
+    story.seats("w0")
+    story.formed(10)
+    story.first_step()
+    _, change = story.told("round")
+    assert change["seconds"]["first_step"] == 1.5 and change["round"] == 3
+    assert story.end()["seconds_down"] == 1.5
+    assert [(e["old"], e["new"]) for e in story.told("resize")] == [(3, 2), (2, 1)]
+
+
+def test_a_round_that_breaks_before_it_is_complete_is_told_as_far_as_it_came():
+    story = Story()
+    story.begin("w0", "w1")
+    story.lose("w1")
+    story.seats("w0", "w2")
+    story.formed(1)
+    story.now += 0.2
+    story.first_step("w0")
+    story.lose("w2", seconds=1.0)
+    story.seats("w0")
+    story.formed(2)
+    story.now += 0.3
+    story.first_step()
+    _, second, third = story.told("round")
+    assert "full" not in second["seconds"] and second["seconds"]["first_step"] == 0.2 and third["seconds"]["full"] == 0.3
+    assert story.end()["seconds_down"] == 0.5
+
+
+def test_a_first_round_that_breaks_is_part_of_the_start():
+    story = Story()
+    story.seats("w0", "w1")
+    story.lose("w1", seconds=1.0)
+    story.seats("w0", "w2")
+    story.formed(0)
+    story.first_step()
+    story.train(9)
+    account = story.end()
+    assert [e["reason"] for e in story.told("round")] == ["start"]
+    assert (account["goodput"], account["seconds_down"], account["lost_workers"]) == (1.0, 0.0, 1)
+
+
+def test_a_job_that_ends_while_it_recovers():
+    story = Story()
+    story.begin("w0", "w1")
+    story.train(59)
+    story.lose("w1")
+    story.seats("w0")
+    story.now += 4.0
+    account = story.end()
+    assert (account["seconds_down"], account["seconds"]) == (4.0, 9.9)
+    assert account["goodput"] == pytest.approx(1 - 4.0 / 9.9, abs=1e-4)
+    assert account["rounds"][-1]["seconds"] == {"seated": 0.0} and len(account["rounds"]) == 2
+
+
+def test_a_loss_after_the_last_step_costs_until_the_others_are_connected_again():
+    story = Story()
+    story.begin("w0", "w1")
+    story.train(59)
+    story.lose("w1")
+    story.now += 0.5
+    story.seats("w0")
+    story.formed(60)
+    story.now += 3.0  # the last evaluation
+    account = story.end()
+    assert (account["seconds_down"], account["steps"]) == (0.5, 60)
+
+
+# Rollbacks -----------------------------------------------------------------------------------------------
+def test_a_rollback_is_told_once_and_its_steps_are_counted():
+    story = Story()
+    story.begin("w0", "w1")
+    story.train(99)
+    story.lose("w0")
+    story.seats("w2", "w3")
+    story.now += 1.0
+    story.formed(80, source="memory", known=100)
+    story.first_step()
+    story.train(119)
+    (rollback,) = story.told("rollback")
+    assert (rollback["step"], rollback["source"], rollback["steps"]) == (80, "memory", 20)
+    account = story.end()
+    assert (account["steps"], account["repeated_steps"]) == (200, 20)
+    per_step = (account["seconds"] - 1.0) / 218
+    assert account["goodput"] == pytest.approx(1 - (1.0 + 19 * per_step) / account["seconds"], abs=1e-4)
+
+
+def test_steps_that_only_the_coordinator_remembers_are_lost_too():
+    """Agents and their memory are gone with the workers: nobody else knows how far the job was."""
+    story = Story()
+    story.begin("w0")
+    story.train(99)
+    story.lose("w0")
+    story.seats("w1")
+    story.formed(60, source="checkpoint", known=60)
+    (rollback,) = story.told("rollback")
+    assert (rollback["source"], rollback["steps"]) == ("checkpoint", 40)
+
+
+def test_a_rollback_that_has_to_be_done_again_is_not_counted_twice():
+    story = Story()
+    story.begin("w0")
+    story.train(99)
+    story.lose("w0")
+    story.seats("w1")
+    story.formed(80, source="memory", known=100)
+    story.lose("w1")
+    story.seats("w2")
+    story.formed(60, source="checkpoint", known=100)
+    story.first_step()
+    assert [(e["step"], e["steps"]) for e in story.told("rollback")] == [(80, 20), (60, 20)]
+    assert story.end()["repeated_steps"] == 40
+
+
+def test_the_state_of_members_is_no_rollback():
+    story = Story()
+    story.begin("w0", "w1")
+    story.train(9)
+    story.lose("w0")
+    story.seats("w1")
+    story.formed(10, source="members", known=10)
+    assert not story.told("rollback")
+
+
+# Resizes -------------------------------------------------------------------------------------------------
+def test_growth_costs_from_when_the_members_have_stopped():
+    story = Story()
+    story.begin("w0")
+    story.train(9)
+    story.pause("grow")
+    story.now += 2.0  # a long step is finished first
+    story.chronicle.ready("w0", m.Ready(step=10, round=1))
+    story.now += 0.25
+    story.seats("w0", "w1")
+    story.formed(10)
+    story.first_step()
+    (resize,) = story.told("resize")
+    assert (resize["old"], resize["new"], resize["step"]) == (1, 2, 10)
+    assert story.told("round")[1]["reason"] == "grow" and story.end()["seconds_down"] == 0.25
+
+
+def test_a_loss_while_the_members_pause_is_timed_as_a_loss():
+    story = Story()
+    story.begin("w0", "w1")
+    story.pause("grow")
+    story.lose("w1", seconds=2.0)
+    story.now += 0.5
+    story.seats("w0", "w2")
+    story.formed(1)
+    story.first_step()
+    change = story.told("round")[1]
+    assert (change["reason"], change["seconds"]["first_step"]) == ("loss", 0.5) and story.end()["seconds_down"] == 0.5
+
+
+# What workers may say ------------------------------------------------------------------------------------
+def test_a_worker_tells_its_own_events_only():
+    story = Story()
+    story.chronicle.report(m.Report(kind="event", name="checkpoint", step=3, values={"path": "p", "event": "x", "time": 1}))
+    assert story.told("checkpoint") == [{"step": 3, "path": "p"}]
+    with pytest.raises(ProtocolError, match="worker_lost"):
+        story.chronicle.report(m.Report(kind="event", name="worker_lost", step=3))
+
+
+def test_who_is_no_member_of_the_round_does_not_count():
+    story = Story()
+    story.begin("w0", "w1")
+    story.lose("w1")
+    story.seats("w0")
+    story.chronicle.formed("w9", m.Formed(round=2, step=500))
+    story.chronicle.stepped("w9", m.Stepped(round=2, step=500))
+    story.formed(1)
+    story.first_step()
+    assert story.told("round")[1]["step"] == 1
+
+
+def test_a_thousand_losses_are_kept_and_more_are_counted():
+    story = Story()
+    story.begin("w0", "w1")
+    for _ in range(1500):
+        story.lose("w1")
+        story.seats("w0", "w1")
+        story.formed(story.progress)
+        story.first_step()
+    account = story.end()
+    assert account["lost_workers"] == 1500 and len(account["losses"]) == len(account["rounds"]) == 1000
