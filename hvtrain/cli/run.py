@@ -52,8 +52,10 @@ def _by_itself(config: str, overrides: tuple[str, ...], workers: int | None, fra
 def _under_horovodrun(config: str, overrides: tuple[str, ...], workers: int | None, framework: str,
                plan: str | None) -> int:
     from hvtrain.control import warmstart
+    from hvtrain.launch import lives
 
-    warm = warmstart.start(framework)
+    memory = lives.shared_memory()
+    warm = warmstart.start(framework, memory.fds)
     from hvtrain.config import load
     from hvtrain.errors import ConfigError, Problem
     from hvtrain.launch import horovodrun
@@ -63,10 +65,11 @@ def _under_horovodrun(config: str, overrides: tuple[str, ...], workers: int | No
     if workers not in (None, size):
         raise ConfigError([Problem(f"horovodrun has started {size} processes, but -np {workers} was given to hvtrain; "
                                    "leave it out", "command line", key="-np")])
-    job = load(config, _with_workers(overrides, size))
+    # With elastic flags the number changes; the first process says what it was at the start.
+    job = load(config, _with_workers(overrides, None if horovodrun.is_elastic() else size))
     command = f"horovodrun -np {size} {command_line(sys.argv[1:])}"
     return _run(horovodrun.run(prepare(job, config, command, interface=horovodrun.interface(),
-                                       faults=_faults(plan, job)), warm))
+                                       faults=_faults(plan, job)), warm, memory))
 
 
 def _faults(plan: str | None, job):

@@ -69,6 +69,11 @@ class Agent:
         return self._end.exit_code
 
     @property
+    def forsaken(self) -> bool:
+        """Whether the coordinator has gone without a word on the job's end, and nobody has asked this agent to end."""
+        return self._end is None and not self._stopping
+
+    @property
     def reason(self) -> str:
         """Why the job ended, as the coordinator said it."""
         return self._end.reason if self._end is not None else "the coordinator is gone"

@@ -7,7 +7,8 @@ import itertools
 import logging
 import time
 from collections import Counter
-from typing import Any, Callable
+from dataclasses import replace
+from typing import Any, Awaitable, Callable
 
 from hvtrain.control import auth, events, membership, messages, overview
 from hvtrain.control.causes import CERTAIN, ECHO, OBSERVED, Cause
@@ -48,6 +49,9 @@ class Coordinator:
         self._inbox: asyncio.Queue[events.Event] = asyncio.Queue()
         self._pumping: asyncio.Task | None = None
         self._pids: dict[str, int] = {}
+        self._agents: set[str] = set()
+        self.before_close: Callable[[int], Awaitable[None]] | None = None
+        self.takes_over = False  # from a coordinator that was lost, so even the first round goes on from what was kept
         self._clients = itertools.count()
 
     async def start(self) -> int:
@@ -77,8 +81,14 @@ class Coordinator:
         """Send a signal to a worker, for fault plans."""
         await self._door.send(self._state.workers[worker].agent, messages.Kill(worker=worker, signal=number))
 
+    def agents(self) -> tuple[str, ...]:
+        """Names of the agents that are connected, also while the job is ending."""
+        return tuple(self._agents)
+
     async def close(self, cause: Cause) -> None:
-        """Tell the agents that the job is over, and stop listening."""
+        """Tell the agents that the job is over, and stop listening; first of all comes what ``before_close`` does."""
+        if self.before_close is not None:
+            await self.before_close(int(cause.exit_code))
         self._chronicle.close()
         for name in list(self._state.agents):
             await self._door.send(name, messages.End(exit_code=int(cause.exit_code), reason=cause.reason))
@@ -155,6 +165,7 @@ class Coordinator:
             await self._door.send(action.agent, messages.End(exit_code=0, reason="its workers have left the job"))
         elif isinstance(action, events.DropAgent):
             await self._door.drop(action.agent)
+            self._agents.discard(action.agent)
             self._on_drop(action.agent)
         elif isinstance(action, events.EndJob) and not self._over.done():
             self._over.set_result(action.cause)
@@ -166,6 +177,7 @@ class Coordinator:
         await self._end_rendezvous()
         self._rendezvous = Rendezvous(self.host)
         port = await self._rendezvous.start()
+        action = replace(action, fresh=action.fresh and not self.takes_over)
         places = seats(action, rendezvous=(self.host, port), interface=self.interface)
         await asyncio.gather(*(self._door.send(action.members[seat.rank][0], seat) for seat in places))
 
@@ -186,6 +198,7 @@ class Coordinator:
             if self._door.knows(hello.agent):
                 raise ProtocolError(f"an agent named {hello.agent!r} is there already")
             self._pids[hello.agent] = hello.pid
+            self._agents.add(hello.agent)
             self.feed(events.AgentJoined(hello.agent, hello.host, hello.slots))
             return Peer("agent", hello.agent)
         if isinstance(hello, messages.WorkerHello):
@@ -199,6 +212,7 @@ class Coordinator:
     def gone(self, peer: Peer) -> None:
         """See :class:`hvtrain.control.door.Host`. A worker without a connection is missed by its heartbeat."""
         if peer.kind == "agent":
+            self._agents.discard(peer.name)
             self.feed(events.AgentLost(peer.name))
 
     def hear(self, peer: Peer, message: messages.Message) -> messages.Message | None:

@@ -63,4 +63,10 @@ def judge_scale(state: State, workers: int) -> tuple[bool, str]:
         return False, f"{workers} is above elastic.max_workers ({limits.max_workers})"
     if workers > slots:
         return False, f"the agents have {slots} slots; for {workers} workers more agents must join first"
-    return True, f"from {state.target} to {workers} workers" if workers != state.target else f"it has {workers} already"
+    if workers == state.target:
+        return True, f"it has {_workers(workers)} already"
+    return True, f"from {state.target} to {_workers(workers)}"
+
+
+def _workers(count: int) -> str:
+    return f"{count} worker{'' if count == 1 else 's'}"

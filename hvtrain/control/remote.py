@@ -22,38 +22,6 @@ from hvtrain.session import Cuttable, QuietSession
 
 log = logging.getLogger(__name__)
 
-class _TempForming:  # TEMP until the engine has it
-    def __init__(self, place, framework):
-        self.p, self.f, self.w, self.dead, self.done = place, framework, None, False, threading.Event()
-    def run(self):
-        if self.dead:
-            raise RoundBroken("abandoned")
-        from hvtrain.engine import sockets
-        e = worlds.Place.environment
-        if not hasattr(worlds.Place, "_e"):
-            worlds.Place._e = e
-            worlds.Place.environment = lambda s: {k: v for k, v in s._e().items() if "THRESH" not in k and "CYCLE_TIME" not in k}
-        self.before = sockets.stream_sockets()
-        try:
-            self.w = rounds.form(self.p, self.f)
-        finally:
-            self.done.set()
-        self.w.timeout = 30.0
-        if self.dead:
-            self.w.cut()
-        return self.w
-    def abandon(self):
-        self.dead = True
-        if self.w is not None:
-            self.w.cut()
-        else:
-            threading.Thread(target=self._cut, daemon=True).start()
-    def _cut(self):
-        from hvtrain.engine import sockets
-        while hasattr(self, "before") and not self.done.wait(0.02):
-            sockets.shut(sockets.stream_sockets() - self.before)
-
-
 LOOK_SECONDS = 0.5
 """How often a worker that waits for a seat looks whether the coordinator is still there."""
 
@@ -154,7 +122,7 @@ class RemoteSession(QuietSession):
 
     def _form(self, seat: messages.Seat) -> worlds.World:
         comm = self._boot.job.comm
-        forming = getattr(rounds, 'Forming', _TempForming)(worlds.Place(
+        forming = rounds.Forming(worlds.Place(
             rank=seat.rank, size=seat.size, local_rank=seat.local_rank, local_size=seat.local_size,
             cross_rank=seat.cross_rank, cross_size=seat.cross_size, host=seat.host,
             rendezvous_host=seat.rendezvous_host, rendezvous_port=seat.rendezvous_port, interface=seat.interface,

@@ -2,41 +2,45 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from typing import Any
 
-from hvtrain.engine import sockets
+from hvtrain.engine.cutting import Cutter
 from hvtrain.engine.world import Place, export
-from hvtrain.errors import EnvironmentNotReady, RoundBroken, Stalled
+from hvtrain.errors import EnvironmentNotReady, RoundBroken, Unanswered
 
 SHORTEST_PAUSE, LONGEST_PAUSE = 20e-6, 400e-6
 """Seconds between two looks whether a collective operation is over. Each is bounded by ``comm.timeout``."""
 
 
+def library() -> ctypes.CDLL:
+    """Horovod's library for PyTorch. Raises EnvironmentNotReady where there is none."""
+    try:
+        from horovod.torch import mpi_ops
+    except ImportError as error:
+        raise EnvironmentNotReady(f"Horovod for PyTorch is not usable: {error}.", "hvtrain engine build") from None
+    return mpi_ops._basics.MPI_LIB_CTYPES  # 0.28.1, the one version that we build
+
+
 class TorchWorld:
     """A round of Horovod processes. Construct it on all members at once; it blocks until all are there.
 
-    Raises:
-        RoundBroken: the round could not be formed.
-        EnvironmentNotReady: Horovod for PyTorch is not installed.
+    ``cut`` is the round's own. Raises RoundBroken if the round cannot be formed.
     """
 
-    def __init__(self, place: Place):
-        try:
-            import horovod.torch as hvd
-            from horovod.common.exceptions import HorovodInternalError
-        except ImportError as error:
-            raise EnvironmentNotReady(f"Horovod for PyTorch is not usable: {error}.", "hvtrain engine build") from None
+    def __init__(self, place: Place, cut: Cutter):
+        import horovod.torch as hvd
+        from horovod.common.exceptions import HorovodInternalError
+
         self._hvd, self._lost = hvd, HorovodInternalError
         self.rank, self.size, self.local_rank = place.rank, place.size, place.local_rank
-        self._timeout = place.timeout
-        before = sockets.stream_sockets()
+        self.timeout, self.waiting, self._cut = place.timeout, False, cut
         export(place)
         try:
             hvd.init()
         except (ValueError, HorovodInternalError) as error:  # the engine's edits turn an abort into ValueError
             raise RoundBroken(f"the round of {place.size} could not be formed: {error}") from None
-        self._sockets = sockets.stream_sockets() - before
 
     def sum_async(self, tensor: Any, name: str) -> int:
         try:
@@ -44,30 +48,34 @@ class TorchWorld:
         except self._lost as error:
             raise RoundBroken(str(error)) from None
 
+    def broadcast(self, tensor: Any, root: int, name: str) -> None:
+        try:
+            handle = self._hvd.broadcast_async_(tensor, root_rank=root, name=name)
+        except self._lost as error:
+            raise RoundBroken(str(error)) from None
+        self.wait(handle)
+
     def wait(self, handle: int) -> None:
+        self.waiting = True
         try:
             # Horovod's own wait (WaitAndClear in torch/mpi_ops_v2.cc, 0.28.1) spins on sched_yield and so takes the
             # core that the reduction needs: on 2 cores an all-reduce takes twice as long beside it.
-            pause, deadline = SHORTEST_PAUSE, time.monotonic() + self._timeout
+            pause, deadline = SHORTEST_PAUSE, time.monotonic() + self.timeout
             while not self._hvd.poll(handle):
                 if time.monotonic() > deadline:  # Horovod itself waits for a rank that does not come for ever
-                    raise Stalled(f"another rank has not joined a collective operation for comm.timeout "
-                                  f"({self._timeout:g} s): it hangs in user code, or is that much slower. The logs of the "
-                                  "other ranks may tell; a larger comm.timeout waits longer")
+                    raise Unanswered(f"another rank has not joined a collective operation for comm.timeout "
+                                     f"({self.timeout:g} s): it hangs in user code, or is that much slower. The logs of the "
+                                     "other ranks may tell; a larger comm.timeout waits longer")
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             self._hvd.synchronize(handle)
         except self._lost as error:
             raise RoundBroken(str(error)) from None
-
-    def broadcast(self, tensor: Any, root: int, name: str) -> None:
-        try:
-            self._hvd.broadcast_(tensor, root_rank=root, name=name)
-        except self._lost as error:
-            raise RoundBroken(str(error)) from None
+        finally:
+            self.waiting = False
 
     def cut(self) -> int:
-        return sockets.shut(self._sockets)
+        return self._cut()
 
     def close(self) -> None:
         self._hvd.shutdown()

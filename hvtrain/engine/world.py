@@ -70,12 +70,15 @@ class World(Protocol):
     """Collective operations among the ranks of a round. Tensors are the framework's own.
 
     Every operation raises :class:`hvtrain.errors.RoundBroken` when a member is gone. Operations that belong
-    together carry the same ``name`` on all ranks.
+    together carry the same ``name`` on all ranks. ``timeout`` (seconds) bounds each of them; ``waiting`` says, to
+    other threads, that a thread is in one of them at the moment: not it, but another rank, is late.
     """
 
     rank: int
     size: int
     local_rank: int
+    timeout: float
+    waiting: bool
 
     def sum_async(self, tensor: Any, name: str) -> Any:
         """Start to add ``tensor`` up over all ranks, in place; returns a handle for :meth:`wait`."""
@@ -87,7 +90,10 @@ class World(Protocol):
         """Overwrite ``tensor`` by that of rank ``root``."""
 
     def cut(self) -> int:
-        """Shut this round's sockets so that whatever waits on a peer raises at once; returns how many."""
+        """Shut this round's sockets, so that whatever waits on a peer raises at once; returns how many there were.
+
+        From any thread, at any time: nothing happens when the round is over.
+        """
 
     def close(self) -> None:
         """Leave the round."""
@@ -97,6 +103,7 @@ class SoloWorld:
     """The world of one process: sums and broadcasts are the tensors themselves."""
 
     rank, size, local_rank = 0, 1, 0
+    timeout, waiting = Place.timeout, False
 
     def sum_async(self, tensor: Any, name: str) -> Any:
         return None

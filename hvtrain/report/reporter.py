@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import re
 import time
 from typing import Any, Mapping
 
 from hvtrain.config import Job, dump
 from hvtrain.report import console as consoles
-from hvtrain.report import environment
+from hvtrain.report import environment, wording
 from hvtrain.report.rundir import RunDirectory, write_atomically, write_json
 from hvtrain.report.sinks import JsonLines, Sink, Tensorboard
 
 STATUS_SECONDS = 1.0
 """status.json is not rewritten more often than this."""
-
-MAX_REASON = 200
-"""Characters of a loss's cause on the console; an exception's message may be long."""
 
 
 class Reporter:
@@ -66,7 +62,7 @@ class Reporter:
         steps = outline.get("steps", 0)
         self.console.say(f"{self._job.run.name or self._job.run.dir}: {outline.get('parameters', 0):,} parameters, "
                          f"{outline.get('samples', 0):,} samples, {steps:,} steps, "
-                         f"{self._workers} worker{'' if self._workers == 1 else 's'}")
+                         f"{wording.workers(self._workers)}")
         self.console.start(steps)
         self._set_status(force=True, state="running", steps=steps)
 
@@ -86,24 +82,11 @@ class Reporter:
 
     def event(self, name: str, step: int | None = None, **values: Any) -> None:
         """Keep an event; the ones that a user should know of are shown."""
-        if name == "resumed" and step is not None:
+        if name in ("resumed", "rollback") and step is not None:
             self._rewind(step)
-            self.console.say(f"resumed at step {step} from {values.get('path', '')}")
-        elif name == "rollback" and step is not None:
-            self._rewind(step)
-            again = f"{values['steps']:,} steps are taken again" if values["steps"] else "no step is taken again"
-            self.console.say(f"all workers were lost: going on from step {step}, {again} "
-                             f"(from {_SOURCES[values['source']]})")
-        elif name == "round":
-            if values["reason"] == "loss" and "first_step" in values["seconds"]:
-                self.console.say(f"step {step}: {_workers(values['size'])} again, "
-                                 f"{values['seconds']['first_step']:.2f} s after the loss was noticed")
-        elif name == "worker_lost":
-            self.console.say(f"step {step}: {_loss(values['reason'])}"
-                             f"{'; going on without waiting for it' if values['job_goes_on'] else ''}")
-        elif name in _SHOWN:
-            self.console.say(_SHOWN[name].format(step=step, text=values.get("text", ""), **{
-                key: values.get(key, "") for key in ("reason", "old", "new")}))
+        line = wording.line(name, step, values)
+        if line:
+            self.console.say(line)
         current = self._status.get("step", 0) if step is None else step
         self._events.append({"event": name, "time": _now(), "step": current, **values})
         if name in ("checkpoint", "resumed"):
@@ -149,27 +132,6 @@ class Reporter:
         if force or time.monotonic() - self._status_at >= STATUS_SECONDS:
             self._status_at = time.monotonic()
             write_json(self.directory.status, {**self._status, "updated": _now()})
-
-
-_SOURCES = {"memory": "the snapshot in a host's memory", "checkpoint": "the last durable checkpoint"}
-_SHOWN = {
-    "start_method": "warning: {text}",
-    "stop_requested": "stopping after a checkpoint; a second signal stops at once",
-    "resize": "step {step}: from {old} to {new} workers",
-    "warm_restarted": "{text}; it was started again",
-    "early_stop": "early stop: no improvement; step {step}",
-}
-
-
-def _workers(size: int) -> str:
-    return "1 worker trains" if size == 1 else f"{size} workers train"
-
-
-def _loss(reason: str) -> str:
-    """The cause of a loss on one line; with more of it the job's end is explained."""
-    line = reason.split("\n", 1)[0].replace("the worker with rank", "rank", 1)
-    line = re.sub(r" \(if nobody killed it[^)]*\)", "", line)
-    return line if len(line) <= MAX_REASON else line[:MAX_REASON] + " ..."
 
 
 def _now() -> float:

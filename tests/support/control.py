@@ -74,7 +74,8 @@ class Worker:
 class Job:
     """A running coordinator, with one agent ("host") and ``wanted`` workers after :meth:`start`."""
 
-    def __init__(self, *, wanted: int = 2, limits: Limits = LIMITS, watcher: Watcher | None = None, follow: bool = False):
+    def __init__(self, *, wanted: int = 2, limits: Limits = LIMITS, watcher: Watcher | None = None,
+                 follow: bool = False):
         self.watcher, self._limits, self._wanted, self._follow = watcher or Watcher(), limits, wanted, follow
         self.workers: dict[str, Worker] = {}
         self.dropped: list[str] = []
@@ -115,8 +116,8 @@ class Job:
     async def hire(self) -> Worker:
         """The agent is told to start a worker; it comes."""
         order = await expect(self.agent, m.Start)
-        number = int(order.worker[1:])
-        worker = Worker(order.worker, await self.link(m.WorkerHello(worker=order.worker, pid=100 + number)), 100 + number)
+        pid = 100 + int(order.worker[1:])
+        worker = Worker(order.worker, await self.link(m.WorkerHello(worker=order.worker, pid=pid)), pid)
         self.workers[order.worker] = worker
         return worker
 

@@ -80,9 +80,10 @@ class Run:
             raise AssertionError(f"not over after {seconds} s\n{out[-3000:]}\n{err}\n{self.logs()}") from None
         return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
 
-    def run(self, *overrides: str, workers: int | None = None, code: int = 0, **more) -> subprocess.CompletedProcess:
-        """Start, wait, and check the exit code."""
-        done = self.start(*overrides, workers=workers, **more).wait()
+    def run(self, *overrides: str, workers: int | None = None, code: int = 0, seconds: float = 90.0,
+            **more) -> subprocess.CompletedProcess:
+        """Start, wait for at most so many ``seconds``, and check the exit code."""
+        done = self.start(*overrides, workers=workers, **more).wait(seconds)
         assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr}\n{self.logs()}"
         return done
 

@@ -331,7 +331,8 @@ def test_a_person_asks_who_is_there():
         await until(lambda: job.state.workers["w1"].step == 3)
         (found,) = await job.ask(m.Query())
         assert found.agents == [{"agent": "host", "host": "host", "slots": 4, "pid": 1, "workers": 2, "state": "here"}]
-        assert [(w["worker"], w["pid"], w["rank"], w["slot"], w["round"], w["step"], w["state"]) for w in found.workers] == [
+        rows = [(w["worker"], w["pid"], w["rank"], w["slot"], w["round"], w["step"], w["state"]) for w in found.workers]
+        assert rows == [
             ("w0", 100, 0, 0, 1, 0, "training"), ("w1", 101, 1, 1, 1, 3, "training")]
         assert (found.job["round"], found.job["size"], found.job["target"], found.job["step"]) == (1, 2, 2, 3)
 

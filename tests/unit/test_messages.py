@@ -14,12 +14,26 @@ from hvtrain.errors import ProtocolError
 SEAT = m.Seat(round=1, rank=0, size=2, local_rank=0, local_size=2, cross_rank=0, cross_size=1, host="h",
               rendezvous_host="127.0.0.1", rendezvous_port=1, interface="lo")
 INBOUND = [
-    m.AgentHello(agent="a", host="h", slots=2, pid=1, version="0", job_digest="d"), m.Exited(worker="w0", code=0, signal=9),
-    m.LoadFailed(exit_code=1, reason="r"), m.Notice(event="e", text="t"), m.StopAsked(signal=15),
-    m.WorkerHello(worker="w0", pid=1), m.Ready(outline={"steps": 3}), m.Report(kind="train", step=1, values={"loss": 0.5}),
-    m.Finished(step=1, summary={"best": None}), m.Failed(exit_code=1, reason="r", lost_peer=True), m.Beat(step=4),
+    m.AgentHello(agent="a", host="h", slots=2, pid=1, version="0", job_digest="d"),
+    m.Exited(worker="w0", code=0, signal=9), m.LoadFailed(exit_code=1, reason="r"), m.Notice(event="e", text="t"),
+    m.StopAsked(signal=15), m.WorkerHello(worker="w0", pid=1, again=True),
+    m.Ready(outline={"steps": 3}, step=7, round=2, reason="r"), m.Formed(round=2, step=7, seconds={"agree": 0.1}),
+    m.Stepped(round=2, step=8), m.Leaving(), m.Report(kind="train", step=1, values={"loss": 0.5}),
+    m.Finished(step=1, summary={"best": None}), m.Failed(exit_code=1, reason="r", lost_peer=True),
+    m.Beat(step=4, ticks=9, waiting=True, slowest=0.2), m.ClientHello(command="ps"), m.Query(), m.Scale(workers=3),
 ]
-OUTBOUND = [m.Start(worker="w0", rank=0), m.Kill(worker="w0"), m.End(exit_code=0), SEAT, m.Stop(signal=2), m.Cut(salvage=True)]
+OUTBOUND = [
+    m.Start(worker="w0", rank=0), m.Kill(worker="w0"), m.End(exit_code=0), SEAT, m.Stop(signal=2), m.Pause(round=1),
+    m.Cut(round=1, reason="r"), m.Dismiss(salvage=True),
+    m.Overview(job={"size": 1}, agents=[], workers=[{"rank": None}]), m.Answer(accepted=False, text="t"),
+]
+
+
+def test_every_message_is_in_one_list_above():
+    known = {type(message) for message in INBOUND + OUTBOUND}
+    unions = (m.FromAgent, m.ToAgent, m.FromWorker, m.ToWorker, m.FromClient, m.ToClient)
+    assert known == {kind for union in unions for kind in union.__args__}
+    assert len({message.type for message in INBOUND + OUTBOUND}) == len(known)
 
 
 @pytest.mark.parametrize("message", INBOUND, ids=lambda x: x.type)
@@ -30,17 +44,28 @@ def test_what_the_coordinator_may_hear_comes_back_equal_and_is_nothing_a_worker_
 
 
 @pytest.mark.parametrize("message", OUTBOUND, ids=lambda x: x.type)
-def test_what_agents_and_workers_may_hear(message):
+def test_what_agents_workers_and_people_may_hear(message):
     assert m.decode_outbound(m.encode(message)) == message
     with pytest.raises(ProtocolError):
         m.decode_inbound(m.encode(message))
 
 
 @pytest.mark.parametrize("text", [
-    "", "{", "null", "[]", "3", '"beat"', "{}", '{"type": "nonsense"}', '{"type": "beat"}', '{"type": "beat", "step": "x"}',
-    '{"type": "beat", "step": 1, "extra": 1}', '{"type": ["beat"], "step": 1}', '{"type": "report", "kind": "x", "step": 1}',
+    "", "{", "null", "[]", "3", '"beat"', "{}", '{"type": "nonsense"}', '{"type": "beat", "step": "x"}',
+    '{"type": "beat", "step": -1}', '{"type": "beat", "step": 1e400}', '{"type": "beat", "step": 99999999999999999999}',
+    '{"type": "beat", "slowest": NaN}', '{"type": "beat", "slowest": Infinity}', '{"type": "beat", "slowest": -1}',
+    '{"type": "formed", "round": 0, "step": 1}', '{"type": "formed", "round": 1, "step": 1, "source": "air"}',
+    '{"type": "formed", "round": 1, "step": 1, "seconds": {"agree": "long"}}', '{"type": "ready", "step": -2}',
+    '{"type": "ready", "outline": {"steps": "many"}}', '{"type": "ready", "outline": {"steps": [[]]}}',
+    '{"type": "ready", "outline": {%s}}' % ", ".join(f'"{n}": 1' for n in range(99)),
+    '{"type": "stop_asked", "signal": 99}', '{"type": "notice", "event": "%s", "text": ""}' % ("e" * 300),
+    '{"type": "scale", "workers": 0}', '{"type": "scale", "workers": 1000000}', '{"type": "query", "what": "token"}',
+    '{"type": "exited", "worker": "w0", "code": 0, "signal": 99999999999}',
+    '{"type": "beat", "step": 1, "extra": 1}', '{"type": ["beat"], "step": 1}',
+    '{"type": "report", "kind": "x", "step": 1}',
     '{"type": "agent_hello", "agent": "a", "host": "h", "slots": 0, "pid": 1, "version": "0", "job_digest": "d"}',
-    '{"type": "agent_hello", "agent": "%s", "host": "h", "slots": 1, "pid": 1, "version": "0", "job_digest": "d"}' % ("a" * 201),
+    '{"type": "agent_hello", "agent": "%s", "host": "h", "slots": 1, "pid": 1, "version": "0", "job_digest": "d"}'
+    % ("a" * 201),
     b"\x80\x04\x95", b"\xff\xfe", "[" * 100_000,
 ])
 def test_malformed(text):

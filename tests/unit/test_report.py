@@ -9,7 +9,9 @@ import re
 import pytest
 
 from hvtrain.config import Job
+from hvtrain.control import causes
 from hvtrain.errors import EnvironmentNotReady, UsageError
+from hvtrain.launch.joblaunch import _success
 from hvtrain.report import console
 from hvtrain.report.reporter import Reporter
 from hvtrain.report.rundir import RunDirectory
@@ -19,7 +21,8 @@ OUTLINE = {"steps": 100, "steps_per_epoch": 10, "samples": 640, "parameters": 12
 
 
 def job(path, **sections):
-    return Job.model_validate({"task": {"target": "t:T"}, "run": {"dir": str(path)}, "log": {"console": "plain"}, **sections})
+    return Job.model_validate({"task": {"target": "t:T"}, "run": {"dir": str(path)}, "log": {"console": "plain"},
+                               **sections})
 
 
 def opened(path, **sections):
@@ -137,6 +140,101 @@ def test_resume_never_archives(tmp_path, capsys):
     assert sorted(p.name.split("-")[0] for p in tmp_path.iterdir()) == ["run", "run.before"]
 
 
+def test_an_outline_that_lacks_something_is_shown_all_the_same(tmp_path, capsys):
+    reporter = opened(tmp_path)
+    reporter.outline({"steps": 5})
+    reporter.close(state="done", exit_code=0, reason="")
+    assert "0 parameters, 0 samples, 5 steps, 2 workers" in capsys.readouterr().out
+
+
+# Faults --------------------------------------------------------------------------------------------------
+LOSS = {"worker": "w3", "rank": 3, "host": "vm", "cause": "killed", "job_goes_on": True}
+ROUND = {"round": 2, "size": 4, "received_bytes": 0}
+
+
+def shown(tmp_path, capsys, name, step=120, **values):
+    reporter = opened(tmp_path)
+    reporter.event(name, step=step, **values)
+    reporter.close(state="done", exit_code=0, reason="")
+    (event,) = [event for event in lines(tmp_path / "events.jsonl") if event["event"] == name]
+    assert event == {"event": name, "step": step, "time": event["time"], **values}
+    return capsys.readouterr().out.rstrip()
+
+
+@pytest.mark.parametrize("cause, words", [
+    (causes.lost_worker(3, "vm", 0, 9, 120), "rank 3 on vm was killed by SIGKILL"),
+    (causes.lost_worker(3, "vm", 7, 0, 120), "rank 3 on vm ended by itself with exit status 7"),
+    (causes.silent(3, 5.0, 120), "rank 3 has given no sign of life for elastic.heartbeat_timeout (5 s)"),
+    (causes.lost_agent("vm", "vm"), "the agent vm on vm is gone, and its workers with it"),
+    (causes.Cause(1, "rank 3: ValueError: bad (value)\nand more"), "rank 3: ValueError: bad (value)")])
+def test_a_loss_is_one_short_line(cause, words, tmp_path, capsys):
+    out = shown(tmp_path, capsys, "worker_lost", reason=cause.reason, **LOSS)
+    assert out == f"step 120: {words}; going on without waiting for it"
+
+
+def test_the_loss_that_ends_the_job_and_one_with_much_to_say(tmp_path, capsys):
+    last = {**LOSS, "reason": "x", "job_goes_on": False}
+    assert shown(tmp_path / "1", capsys, "worker_lost", **last) == "step 120: x"
+    assert len(shown(tmp_path / "2", capsys, "worker_lost", reason="x" * 5000, **LOSS)) < 300
+
+
+@pytest.mark.parametrize("reason, size, seconds, line", [
+    ("loss", 4, {"first_step": 0.456}, "step 120: 4 workers train again, 0.46 s after the loss was noticed"),
+    ("loss", 1, {"first_step": 0.3}, "step 120: 1 worker trains again, 0.30 s after the loss was noticed"),
+    ("loss", 4, {"formed": 0.456}, ""), ("grow", 4, {"first_step": 0.5}, ""), ("start", 4, {"first_step": 5.0}, "")])
+def test_a_new_round(reason, size, seconds, line, tmp_path, capsys):
+    assert shown(tmp_path, capsys, "round", **{**ROUND, "size": size}, reason=reason, seconds=seconds) == line
+
+
+@pytest.mark.parametrize("source, steps, words", [
+    ("memory", 20, "20 steps are taken again (from the snapshot in a host's memory)"),
+    ("checkpoint", 1500, "1,500 steps are taken again (from the last durable checkpoint)"),
+    ("memory", 0, "no step is taken again (from the snapshot in a host's memory)")])
+def test_a_rollback_says_where_from_and_how_far(source, steps, words, tmp_path, capsys):
+    out = shown(tmp_path, capsys, "rollback", source=source, steps=steps)
+    assert out == f"all workers were lost: going on from step 120, {words}"
+
+
+def test_a_resize(tmp_path, capsys):
+    assert shown(tmp_path / "1", capsys, "resize", old=2, new=4) == "step 120: from 2 to 4 workers"
+    assert shown(tmp_path / "2", capsys, "resize", old=2, new=1) == "step 120: from 2 to 1 worker"
+
+
+def test_the_status_says_how_many_workers_are_in_which_round_and_at_the_end_what_was_lost(tmp_path):
+    def status():
+        return json.loads((tmp_path / "status.json").read_text())
+
+    reporter = opened(tmp_path)
+    reporter.outline(OUTLINE)
+    reporter.strength(1, 2)
+    assert (status()["state"], status()["round"], status()["size"]) == ("running", 1, 2)
+    reporter.strength(1, 1)
+    reporter.strength(2, 2)
+    assert (status()["round"], status()["size"], status()["workers"]) == (2, 2, 2)
+    reporter.faults({"lost_workers": 1, "goodput": 0.99})
+    reporter.close(state="done", exit_code=0, reason="done")
+    assert status()["faults"] == {"lost_workers": 1, "goodput": 0.99} and status()["size"] == 2
+
+
+RESULTS = {"steps": 30, "seconds": 2.0, "metrics": {"accuracy": 0.9}, "best": None}
+QUIET = {"lost_workers": 0, "repeated_steps": 0, "seconds_down": 0.0, "goodput": 1.0, "steps": 100, "seconds": 12.5}
+
+
+def test_the_last_words_count_the_steps_of_the_job_not_of_rank_0():
+    text = _success(RESULTS, "runs/x", QUIET)
+    assert text == "done: 100 steps in 12.5 s\nresult: accuracy 0.9000\nrun directory: runs/x"
+    faults = {"lost_workers": 2, "repeated_steps": 20, "seconds_down": 0.75, "goodput": 0.94}
+    lost = _success(RESULTS, "runs/x", {**QUIET, **faults})
+    assert "faults: 2 workers lost, 20 steps taken again, 0.8 s down, goodput 94.0% (see events.jsonl)\n" in lost
+
+
+def test_the_last_words_without_an_account_or_without_a_step():
+    assert _success(RESULTS, "runs/x", {}).startswith("done: 30 steps in 2.0 s\n")
+    nothing = _success({**RESULTS, "steps": 0}, "runs/x", {**QUIET, "steps": 0})
+    assert nothing.startswith("nothing to do: this run is complete")
+
+
+# Odd values ----------------------------------------------------------------------------------------------
 def test_numbers_that_are_none_are_kept_and_shown(tmp_path, capsys):
     reporter = opened(tmp_path)
     reporter.measured("eval", 1, 0, {"loss": math.nan, "accuracy": math.inf})
@@ -160,6 +258,7 @@ def test_the_line():
     assert console.line("train", 40, 1000, values) == (
         "step   40/1000  epoch 3  loss 0.1235  lr 1.00e-03  12,346 samples/s  comm 25%  2 workers  grad_norm 1.235")
     assert console.line("eval", 40, 1000, {"world_size": 1}) == "eval   40/1000  1 worker"
+    assert console.line("eval", 4, 10, {"loss": "none", "f1": 0.5, "lr": None}) == "eval  4/10  f1 0.5"
 
 
 @pytest.mark.parametrize("wanted, terminal, kind", [

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from hvtrain.control.coordinator import seats
-from hvtrain.control.membership import FormRound
+from hvtrain.control.events import FormRound
 
 
 def place(*hosts):

@@ -8,10 +8,13 @@ from hypothesis import given, strategies as st
 from hvtrain.control.tally import Tally
 
 
+NOTHING = {"repeated_steps": 0, "seconds_down": 0.0}
+
+
 def test_nothing_was_trained():
     tally = Tally(step=40)
     tally.end(50.0)
-    assert tally.figures(60.0) == {"steps": 0, "seconds": 0.0, "repeated_steps": 0, "seconds_down": 0.0, "goodput": None}
+    assert tally.figures(60.0) == {**NOTHING, "steps": 0, "seconds": 0.0, "goodput": None}
     assert tally.figures(60.0, ongoing=3.0)["goodput"] is None
 
 
@@ -20,7 +23,7 @@ def test_one_step():
     tally.stepped(10.0, from_step=0, down_since=None, repeated=0)
     tally.step = 1
     assert tally.figures(10.0)["goodput"] is None  # no time has passed
-    assert tally.figures(10.5) == {"steps": 1, "seconds": 0.5, "repeated_steps": 0, "seconds_down": 0.0, "goodput": 1.0}
+    assert tally.figures(10.5) == {**NOTHING, "steps": 1, "seconds": 0.5, "goodput": 1.0}
 
 
 def test_a_run_without_a_fault_that_went_on_from_a_checkpoint():
@@ -28,7 +31,7 @@ def test_a_run_without_a_fault_that_went_on_from_a_checkpoint():
     tally.stepped(10.0, from_step=5000, down_since=None, repeated=0)
     tally.step = 5101
     tally.end(20.0)
-    assert tally.figures(99.0) == {"steps": 101, "seconds": 10.0, "repeated_steps": 0, "seconds_down": 0.0, "goodput": 1.0}
+    assert tally.figures(99.0) == {**NOTHING, "steps": 101, "seconds": 10.0, "goodput": 1.0}
 
 
 def test_an_outage():
@@ -56,7 +59,7 @@ def test_what_a_start_repeats_of_an_earlier_one_is_not_charged_to_it():
     tally = Tally()
     tally.stepped(1.0, from_step=80, down_since=0.5, repeated=20)
     tally.step = 120
-    assert tally.figures(5.0) == {"steps": 40, "seconds": 4.0, "repeated_steps": 0, "seconds_down": 0.0, "goodput": 1.0}
+    assert tally.figures(5.0) == {**NOTHING, "steps": 40, "seconds": 4.0, "goodput": 1.0}
 
 
 def test_an_outage_that_no_step_ended():

@@ -9,7 +9,7 @@
 
     person --ClientHello, Query, Scale----> coordinator --Overview, Answer--> person
 
-``base`` has what all share, ``agents``, ``workers`` and ``clients`` one file per peer, ``codec`` the way to and from text.
+``base`` has what all share; ``agents``, ``workers`` and ``clients`` have one peer's each; ``codec`` makes text of them.
 """
 
 from __future__ import annotations

@@ -1,0 +1,87 @@
+"""Many kills: at random, and one after the other while the survivors are looked at for what they should have given back."""
+
+from __future__ import annotations
+
+import time
+
+import psutil
+import pytest
+
+from conftest import STEPS, WHOLE
+from tests.support.runs import Run
+
+FOREVER = ("train.epochs=null", "train.steps=1000000", "log.ledger=false", "checkpoint.every=1000 steps", "eval.every=null",
+           "elastic.max_losses_per_hour=null")
+
+
+def test_killed_at_random(run, calm):
+    """A random worker, every 0.7 s on average, also while the loss before is being recovered from."""
+    run.run(*WHOLE, "task.args.slow=0.05", workers=4, faults=[{"kind": "kill", "every": "0.7s", "during": "6s"}])
+    strikes = run.struck()
+    assert len(strikes) >= 5
+    assert len(run.events("worker_lost")) == len(strikes)
+    report = run.exact(STEPS)
+    assert report.sizes == (4,) and report.repeated == sum(event["steps"] for event in run.events("rollback"))
+    assert run.ending() == calm(4) and run.gone()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_killed_at_random_for_three_minutes(run):
+    """The job makes progress all the time: no two commits are further apart than a few recoveries take."""
+    run.run("train.epochs=null", "train.steps=4000", "task.args.slow=0.05", "log.ledger=true", "elastic.replace_timeout=60s",
+            "elastic.max_losses_per_hour=null", "eval.every=200 steps", workers=4,
+            faults=[{"kind": "kill", "every": "2s", "during": "3m"}], seconds=500)
+    strikes = run.struck()
+    assert len(strikes) >= 60
+    report = run.exact(4000)
+    assert report.sizes == (4,) and report.repeated == sum(event["steps"] for event in run.events("rollback"))
+    times = [record["time"] for record in run.records("metrics.jsonl")]
+    gap = max(later - former for former, later in zip(times, times[1:]))
+    print(f"{len(strikes)} kills, longest time without a step {gap:.1f} s, {run.status()['faults']}")
+    assert gap < 15 and run.gone()
+
+
+def test_ten_kills_leave_nothing_in_the_survivors(run):
+    kill_again_and_again(run, 10)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_two_hundred_kills_leave_nothing_in_the_survivors(run):
+    kill_again_and_again(run, 200)
+
+
+def kill_again_and_again(run: Run, kills: int) -> None:
+    """Kill rank 2 time and again. The launcher, the agent, the warm process and the other ranks go through all of it."""
+    run.start(*FOREVER, "task.args.slow=0.01", workers=3,
+              faults=[{"kind": "kill", "phase": "bucket", "step": 20 + 8 * number, "rank": 2} for number in range(kills)])
+    early: dict[str, tuple[int, int, int]] = {}
+    for count in (kills // 4 + 2, kills + 1):
+        run.until(lambda: len(run.events("round")) >= count, f"round {count}", 3.0 * kills + 60)
+        run.until_step(run.last_step() + 20)  # everything about the last round is over by then
+        late = holdings(run)
+        early = early or late
+    run.struck()
+    assert late.keys() == early.keys() == {"hvtrain-agent", "hvtrain-warm", "hvtrain-w0", "hvtrain-w1", "launcher"}
+    for name, (files, threads, memory) in late.items():
+        print(f"{name}: {early[name]} -> {late[name]}")
+        assert (files, threads) == early[name][:2], f"{name} holds on to files or threads"
+        assert memory < early[name][2] + 8192, f"{name} grows"
+    run.process.terminate()
+    assert run.wait().returncode == 143 and run.gone()
+
+
+def holdings(run: Run) -> dict[str, tuple[int, int, int]]:
+    """By process: open files, threads, and memory in kB. Taken as the least of a while: a step holds some for a moment."""
+    found: dict[str, tuple[int, int, int]] = {}
+    for _ in range(10):
+        for pid, name in run.pids().items():
+            name = "launcher" if pid == run.process.pid else name
+            if name.startswith("hvtrain-w") and name not in ("hvtrain-w0", "hvtrain-w1", "hvtrain-warm"):
+                continue
+            process = psutil.Process(pid)
+            now = (process.num_fds(), process.num_threads(), process.memory_info().rss >> 10)
+            found[name] = tuple(map(min, zip(now, found.get(name, now))))
+        time.sleep(0.05)
+    return found
