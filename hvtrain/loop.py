@@ -28,7 +28,8 @@ from hvtrain.data.feed import StepData, feed
 from hvtrain.data.loader import Loader
 from hvtrain.data.sampler import GlobalSampler, balanced_weights
 from hvtrain.data.sources import as_source
-from hvtrain.errors import CheckpointError, Dismissed, Diverged, RoundBroken, RoundPaused
+from hvtrain.engine.world import SoloWorld, World
+from hvtrain.errors import CheckpointError, Dismissed, Diverged, RoundBroken, RoundPaused, WorkersLost
 from hvtrain.evaluation import Evaluator
 from hvtrain.horizon import Horizon
 from hvtrain.keeping import Keeper
@@ -70,6 +71,7 @@ class Loop:
         self._adapter = adapters.make(job.framework, job=job, task=task, threads=threads, local_rank=local_rank,
                                       tick=session.tick)
         self._progress = Progress()
+        self._world: World = SoloWorld()
         self._saver = Saver(job, self._adapter, self._callbacks, session)
         self._keeper = Keeper(job, self._saver, memory, worker, start)
         self._recovery = Recovery(self._adapter, self._saver, self._keeper, session, self._callbacks)
@@ -268,11 +270,17 @@ class Loop:
             self._emit("on_exception", error)
         except Exception:  # noqa: BLE001 - the first error is the one to report
             log.exception("a callback failed in on_exception")
-        self._save_last(isinstance(error, RoundBroken) and bool(self._progress.step) and self._session.salvage())
+        if isinstance(error, WorkersLost):  # nobody is there to say who saves
+            self._save_last(True, alone=True)
+        else:
+            self._save_last(isinstance(error, RoundBroken) and bool(self._progress.step) and self._session.salvage())
 
-    def _save_last(self, wanted: bool) -> None:
+    def _save_last(self, wanted: bool, alone: bool = False) -> None:
         try:
-            if wanted and self._progress.step:
+            if wanted and self._progress.step and alone:
+                if self._saver.save_alone(self._progress, self._recovery.size or 1):
+                    self._saved_at_end = self._progress.step
+            elif wanted and self._progress.step:
                 self._saver.save(self._progress, self._recovery.size or 1, wait=True)
                 self._saved_at_end = self._progress.step
             self._saver.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import os
 import time
@@ -78,6 +79,27 @@ class Saver:
             probe.reached("checkpoint")
         if wait:
             self._writer.wait(self._job.launch.stop_timeout.seconds)
+
+    def save_alone(self, progress: Progress, world_size: int) -> bool:
+        """Save without anybody to say which rank is to: the first of those that share the directory; True if it was us.
+
+        Others wait until it is done, at most ``launch.stop_timeout``. Raises CheckpointWriteFailed.
+        """
+        deadline = time.monotonic() + self._job.launch.stop_timeout.seconds
+        self._store.directory.mkdir(parents=True, exist_ok=True)
+        with open(self._store.directory / ".alone.lock", "a") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if time.monotonic() > deadline:
+                        return False
+                    time.sleep(0.02)
+            if (self.newest_step() or 0) >= progress.step:
+                return False
+            self.save(progress, world_size, wait=True)
+            return True
 
     def close(self) -> None:
         """Wait for what is being written and raise its error. May be used again after that."""

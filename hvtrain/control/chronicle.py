@@ -17,15 +17,11 @@ from hvtrain.control.causes import Cause
 from hvtrain.control.overview import present
 from hvtrain.control.roster import Phase, State
 from hvtrain.control.tally import Tally
-from hvtrain.errors import ProtocolError
 
 KEPT = 1000
 """Losses and rounds that the account of a job lists one by one; events.jsonl has all."""
 
 STALLS = {"silent", "stuck", "no_progress"}
-OWN = {"started", "ended", "rewound", "stop_requested", "worker_lost", "stall", "resize", "rollback", "round"}
-"""Events that no worker may report: they are the coordinator's to tell."""
-
 RESERVED = {"name", "step", "event", "time"}
 
 class Observer(Protocol):
@@ -209,11 +205,9 @@ class Chronicle:
             self._end(chapter)
 
     def report(self, message: messages.Report) -> None:
-        """Rank 0's measurements and events. Raises ProtocolError for an event that is not a worker's to tell."""
+        """Rank 0's measurements and events."""
         self._tally.step = max(self._tally.step, message.step)
         if message.kind == "event":
-            if message.name in OWN:
-                raise ProtocolError(f"a worker may not report the event {message.name!r}")
             values = {key: value for key, value in message.values.items() if key not in RESERVED}
             self._observer.event(message.name, step=message.step, **values)
         else:

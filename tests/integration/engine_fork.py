@@ -1,9 +1,9 @@
 """Members of rounds, forked from one process that has imported the framework: each is there within milliseconds.
 
-Run as ``python engine_fork.py ADDRESS`` (a UNIX socket on which the test listens): every line on its standard input
-forks a member, which connects to ADDRESS, says its pid, and from then on reads commands (JSON lines) and answers each
-with a JSON line. A command has an ``id`` and ``do``, the name of a function below; those in NOW are done by the thread
-that reads, while the main thread is blocked in another one.
+Run as ``python engine_fork.py torch|tensorflow ADDRESS`` (a UNIX socket on which the test listens): every byte on its
+standard input forks a member, which connects to ADDRESS, says its pid, and from then on reads commands (JSON lines)
+and answers each with a JSON line. A command has an ``id`` and ``do``, the name of a function below; those in NOW are
+done by the thread that reads, while the main thread is blocked in another one.
 """
 
 from __future__ import annotations
@@ -18,10 +18,20 @@ import sys
 import threading
 import time
 
-import torch
+import psutil
 
-torch.set_num_threads(1)
-import horovod.torch  # noqa: E402, F401 - before the fork: what is slow is done once
+# Before the fork: what is slow is done once.
+FRAMEWORK = sys.argv[1]
+if FRAMEWORK == "torch":
+    import horovod.torch as hvd
+    import torch
+
+    torch.set_num_threads(1)
+else:
+    import horovod.tensorflow as hvd
+    import tensorflow as tf
+
+    tf.config.threading.set_inter_op_parallelism_threads(1)
 
 from hvtrain.engine.rounds import Forming  # noqa: E402
 from hvtrain.engine.world import Place  # noqa: E402
@@ -29,8 +39,42 @@ from hvtrain.engine.world import Place  # noqa: E402
 NOW = {"prepare", "abandon", "cut", "users_socket", "users_socket_works", "numbers"}
 
 
-class Member:
-    """What the commands do. ``run`` and what a world does run in the main thread."""
+class Plain:
+    """Horovod as it comes: what the edits do is the same whoever calls it."""
+
+    def init(self, env: dict[str, str]) -> int:
+        os.environ.update(env)
+        hvd.init()
+        return hvd.size()
+
+    def shutdown(self) -> bool:
+        hvd.shutdown()
+        return hvd.is_initialized()
+
+    def add(self, value: float, count: int = 3, times: int = 1) -> float:
+        """The sum over all ranks of a vector of ``count`` times ``value``; its last element."""
+        for _ in range(times):
+            vector = torch.full((count,), value) if FRAMEWORK == "torch" else tf.fill([count], value)
+            total = hvd.allreduce(vector, op=hvd.Sum, name="x")
+        return float(total[-1])
+
+    def layout(self) -> tuple[int, ...]:
+        """What Horovod says about this process's place."""
+        return hvd.local_rank(), hvd.local_size(), hvd.cross_rank(), hvd.cross_size()
+
+    def sleep(self, seconds: float) -> float:
+        """The processor time that goes by meanwhile."""
+        before = time.process_time()
+        time.sleep(seconds)
+        return time.process_time() - before
+
+    def listening(self) -> list[str]:
+        """The addresses of this process's own ends of its sockets."""
+        return sorted({connection.laddr.ip for connection in psutil.Process().net_connections("inet")})
+
+
+class Member(Plain):
+    """The engine's rounds, with PyTorch. ``run`` and what a world does run in the main thread."""
 
     def __init__(self) -> None:
         self.forming: Forming | None = None
@@ -54,11 +98,6 @@ class Member:
 
     def abandon_kept(self) -> None:
         self.kept.abandon()
-
-    def layout(self) -> tuple[int, ...]:
-        """What Horovod itself says about this process's place."""
-        hvd = horovod.torch
-        return hvd.local_rank(), hvd.local_size(), hvd.cross_rank(), hvd.cross_size()
 
     def cut(self) -> int:
         return self.world.cut()
@@ -141,4 +180,4 @@ if __name__ == "__main__":
     while os.read(0, 1):
         if os.fork() == 0:
             os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-            be_a_member(sys.argv[1])
+            be_a_member(sys.argv[2])

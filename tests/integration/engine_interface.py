@@ -9,8 +9,6 @@ import json
 import subprocess
 import sys
 
-from engine_ranks import Rank, Store
-
 NAME, ADDRESS = "hvtest0", "10.77.0.1"
 
 
@@ -38,18 +36,13 @@ def make_interface() -> None:
 
 
 make_interface()
-store, ranks = Store(), [Rank("torch"), Rank("torch")]
-try:
-    for rank in ranks:
-        rank.answer(90)
-    for number, rank in enumerate(ranks):
-        rank.send("init", env=store.env(number, 2, HOROVOD_GLOO_IFACE=NAME, HOROVOD_GLOO_TIMEOUT_SECONDS="20"))
-    results = [rank.answer(40) for rank in ranks]
-    if all(result.get("value") == 2 for result in results):
-        for rank in ranks:
-            rank.send("listening")
-        results = [rank.answer(10) for rank in ranks]
-    print(json.dumps(results))
-finally:
-    for rank in ranks:
-        rank.kill()
+from engine_members import warm  # noqa: E402 - only where there is something to be tested
+from engine_store import Store  # noqa: E402
+
+store, members = Store(), warm("torch").fork(2)
+begun = [member.send("init", env=store.env(rank, 2, HOROVOD_GLOO_IFACE=NAME, HOROVOD_GLOO_TIMEOUT_SECONDS="20"))
+         for rank, member in enumerate(members)]
+results = [member.answer(number, 40.0) for member, number in zip(members, begun)]
+if all(result.get("value") == 2 for result in results):
+    results = [member.do("listening") for member in members]
+print(json.dumps(results))

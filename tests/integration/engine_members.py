@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
+import importlib.util
 import json
 import os
 import queue
@@ -10,11 +13,14 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
 
-from engine_ranks import Store
+import pytest
+
+from engine_store import Store
 
 SCRIPT = Path(__file__).with_name("engine_fork.py")
 ROOT = SCRIPT.parents[2]
@@ -80,23 +86,23 @@ class Member:
 
 
 class Members:
-    """Forks members from one warm process."""
+    """Forks members from one process that has imported ``framework``."""
 
-    def __init__(self, directory: Path):
+    def __init__(self, framework: str, directory: Path):
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(str(directory / "members"))
         self._listener.listen(64)
         self._listener.settimeout(30)
         self._all: list[Member] = []
         self._ready = False
-        quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1",
+        quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3",
                  "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)])}
         self._log = open(directory / "log", "w+", encoding="utf-8")
         self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(directory / "members")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            [sys.executable, str(SCRIPT), framework, str(directory / "members")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
             stderr=self._log, env={**os.environ, **quiet})
 
-    def fork(self, count: int = 1) -> list[Member]:
+    def fork(self, count: int) -> list[Member]:
         if not self._ready:
             self._ready = True
             assert self._process.stdout.readline() == b"ready\n", self.log()
@@ -117,11 +123,28 @@ class Members:
         self._all.clear()
 
     def close(self) -> None:
+        """End the process that forks, too."""
         self.end()
         self._process.kill()
         self._process.wait(10)
         for file in (self._process.stdin, self._process.stdout, self._log, self._listener):
             file.close()
+
+
+@functools.cache
+def warm(framework: str) -> Members:
+    """The one that forks for this framework; it lives until the tests end. Fails where the engine is not usable."""
+    from hvtrain.engine.info import engine_info
+
+    if importlib.util.find_spec(framework) is None:
+        pytest.fail(f"{framework} is not installed, and 'make test' installs it: nothing would be tested here")
+    info = engine_info()
+    assert framework in info.usable and info.edits_current, f"{info.problems} Mend it with: {info.remedy}"
+    directory = tempfile.TemporaryDirectory(prefix="members-")
+    members = Members(framework, Path(directory.name))
+    atexit.register(directory.cleanup)
+    atexit.register(members.close)
+    return members
 
 
 def place(port: int, rank: int, size: int, **more: object) -> dict[str, object]:

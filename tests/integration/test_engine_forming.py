@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import random
 import signal
 import socket
@@ -14,31 +13,20 @@ from typing import Callable, Iterator
 import pytest
 
 from engine_members import (
-    SOON, Member, Members, addresses, begin, broken_soon, check_sum, close, crowded, form, lower_listener, place,
-    published, start)
-from engine_ranks import Store
+    SOON, Member, addresses, begin, broken_soon, check_sum, close, crowded, form, lower_listener, place, published,
+    start, warm)
+from engine_store import Store
 
 pytestmark = [pytest.mark.timeout(120)]
 HIGHEST = ("127.0.0.1", 0xFFFF)
 
 
-@pytest.fixture(scope="module")
-def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Members]:
-    from hvtrain.engine.info import engine_info
-
-    info = engine_info()
-    if importlib.util.find_spec("torch") is None:
-        pytest.fail("torch is not installed, and 'make test' installs it: nothing would be tested here")
-    assert "torch" in info.usable and info.edits_current, f"{info.problems} Mend it with: {info.remedy}"
-    members = Members(tmp_path_factory.mktemp("warm"))
-    yield members
-    members.close()
-
-
 @pytest.fixture
-def fork(warm: Members) -> Iterator[Callable[[int], list[Member]]]:
-    yield warm.fork
-    warm.end()
+def fork() -> Iterator[Callable[[int], list[Member]]]:
+    """Starts members, and ends all of them after the test."""
+    members = warm("torch")
+    yield members.fork
+    members.end()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 from hvtrain.control import causes, events, messages as m
 from hvtrain.control.chronicle import Chronicle
 from hvtrain.control.roster import Agent, Limits, Phase, Round, Stage, State, Status, Worker
-from hvtrain.errors import ProtocolError
 from tests.support.control import Watcher
 
 LIMITS = Limits(start=10.0, stop=5.0, heartbeat=5.0)
@@ -361,13 +360,11 @@ def test_a_loss_while_the_members_pause_is_timed_as_a_loss():
 
 
 # What workers may say ------------------------------------------------------------------------------------
-def test_a_worker_tells_its_own_events_only():
+def test_what_a_worker_says_of_an_event_cannot_take_the_place_of_its_name_and_step():
     story = Story()
     values = {"path": "p", "event": "x", "time": 1}
     story.chronicle.report(m.Report(kind="event", name="checkpoint", step=3, values=values))
     assert story.told("checkpoint") == [{"step": 3, "path": "p"}]
-    with pytest.raises(ProtocolError, match="worker_lost"):
-        story.chronicle.report(m.Report(kind="event", name="worker_lost", step=3))
 
 
 def test_who_is_no_member_of_the_round_does_not_count():

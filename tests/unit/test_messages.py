@@ -56,6 +56,7 @@ def test_what_agents_workers_and_people_may_hear(message):
     '{"type": "beat", "slowest": NaN}', '{"type": "beat", "slowest": Infinity}', '{"type": "beat", "slowest": -1}',
     '{"type": "formed", "round": 0, "step": 1}', '{"type": "formed", "round": 1, "step": 1, "source": "air"}',
     '{"type": "formed", "round": 1, "step": 1, "seconds": {"agree": "long"}}', '{"type": "ready", "step": -2}',
+    '{"type": "notice", "event": "round", "text": ""}', '{"type": "report", "kind": "event", "name": "ended", "step": 1}',
     '{"type": "ready", "outline": {"steps": "many"}}', '{"type": "ready", "outline": {"steps": [[]]}}',
     '{"type": "ready", "outline": {%s}}' % ", ".join(f'"{n}": 1' for n in range(99)),
     '{"type": "stop_asked", "signal": 99}', '{"type": "notice", "event": "%s", "text": ""}' % ("e" * 300),

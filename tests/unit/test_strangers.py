@@ -12,6 +12,7 @@ import pytest
 
 from hvtrain.control import auth, messages as m
 from hvtrain.control.client import Address, Link
+from hvtrain.control.messages.base import OWN_EVENTS
 from hvtrain.control.rendezvous import MAX_VALUE_BYTES
 from hvtrain.errors import EnvironmentNotReady, ExitCode
 from tests.support.control import HELLO, TOKEN, expect, get, run, until
@@ -174,8 +175,8 @@ def test_connections_that_break_off(rudeness):
 
 @pytest.mark.parametrize("message", [
     m.Exited(worker="w0", code=0, signal=9), m.StopAsked(signal=15), m.LoadFailed(exit_code=3, reason="r"),
-    m.Scale(workers=1), m.Query(), m.Report(kind="event", name="worker_lost", step=1),
-    m.Report(kind="event", name="round", step=1), m.Report(kind="event", name="ended", step=1)], ids=lambda x: x.type)
+    m.Scale(workers=1), m.Query(), *(m.Report(kind="event", step=1).model_copy(update={"name": name})
+                                     for name in sorted(OWN_EVENTS))], ids=lambda x: getattr(x, "name", x.type))
 def test_a_worker_that_says_what_it_may_not_loses_its_connection_only(message):
     async def scenario(job):
         first, second = await job.start()

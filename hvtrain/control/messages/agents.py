@@ -6,7 +6,7 @@ from typing import Literal, Union
 
 from pydantic import Field
 
-from hvtrain.control.messages.base import Beat, Count, Exit, Message, Name, Words
+from hvtrain.control.messages.base import Beat, Count, Event, Exit, Message, Name, Words
 
 
 class AgentHello(Message):
@@ -74,7 +74,7 @@ class Notice(Message):
     """From an agent: something a user should read, for the console and events.jsonl."""
 
     type: Literal["notice"] = "notice"
-    event: Name
+    event: Event
     text: Words
 
 

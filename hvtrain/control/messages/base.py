@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 MAX_BYTES = 1 << 20
 """Largest message accepted, bytes. A resolved job, a traceback or a line of metrics is far below it."""
@@ -23,7 +23,21 @@ Words = Annotated[str, BeforeValidator(_shortened)]
 """A text for people, shortened to MAX_WORDS."""
 
 Name = Annotated[str, Field(max_length=200)]
-"""The name of an agent, a worker, an event or a measurement."""
+"""The name of an agent, of a worker, or of something measured."""
+
+OWN_EVENTS = frozenset({"started", "ended", "rewound", "stop_requested", "worker_lost", "stall", "resize", "rollback",
+                        "round"})
+"""Events that are the coordinator's to tell; nobody may send them."""
+
+
+def _not_our_own(name: str) -> str:
+    if name in OWN_EVENTS:
+        raise ValueError(f"{name} is an event that only the coordinator tells")
+    return name
+
+
+Event = Annotated[Name, AfterValidator(_not_our_own)]
+"""The name of an event for events.jsonl."""
 
 Count = Annotated[int, Field(ge=0, le=2**53)]
 """Steps, bytes, process ids: what every reader of JSON can hold."""

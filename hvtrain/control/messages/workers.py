@@ -6,7 +6,7 @@ from typing import Any, Literal, Union
 
 from pydantic import Field
 
-from hvtrain.control.messages.base import Beat, Count, Exit, Message, Name, Seconds, Words
+from hvtrain.control.messages.base import Beat, Count, Event, Exit, Message, Name, Seconds, Words
 
 
 class WorkerHello(Message):
@@ -69,7 +69,7 @@ class Report(Message):
     kind: Literal["train", "eval", "event"]
     step: Count
     epoch: Count = 0
-    name: Name = ""
+    name: Event = ""
     values: dict[str, Any] = Field(default_factory=dict)
 
 

@@ -1,18 +1,10 @@
-"""Drives processes running engine_round.py, and the key-value store they find each other by."""
+"""The key-value store by which Horovod processes find each other, with its contents open to the test."""
 
 from __future__ import annotations
 
-import json
-import os
-import queue
-import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
-
-SCRIPT = Path(__file__).with_name("engine_round.py")
 
 
 class Store:
@@ -67,42 +59,3 @@ class Store:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
-
-
-class Rank:
-    """A process running engine_round.py."""
-
-    def __init__(self, framework: str, **env: str) -> None:
-        quiet = {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), framework], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, text=True, env={**os.environ, **quiet, **env})
-        self._answers: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
-
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self._answers.put(line)
-        self._answers.put("")
-
-    def send(self, do: str, **arguments: object) -> None:
-        self.process.stdin.write(json.dumps({"do": do, **arguments}) + "\n")
-        self.process.stdin.flush()
-
-    def answer(self, seconds: float) -> dict:
-        """The next answer. Fails if the process ends or nothing comes in time."""
-        end = time.monotonic() + seconds
-        while True:
-            try:
-                line = self._answers.get(timeout=max(0.0, end - time.monotonic()))
-            except queue.Empty:
-                raise AssertionError(f"no answer within {seconds} s") from None
-            assert line, f"the process has ended with {self.process.wait(10)}"
-            if line.startswith("{"):  # Horovod logs to standard output too
-                return json.loads(line)
-
-    def kill(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(10)
-        self.process.stdin.close()
