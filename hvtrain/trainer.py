@@ -116,7 +116,7 @@ class _LocalSession(QuietSession):
     def stop_signal(self) -> int:
         return self._stop
 
-    def enter(self, outline: Mapping[str, Any]) -> worlds.World:
+    def enter(self, outline: Mapping[str, Any], step: int, reason: str) -> worlds.World:
         if self._reporter is not None:
             self._reporter.open()
             self._reporter.outline(dict(outline))

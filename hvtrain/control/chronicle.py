@@ -4,6 +4,8 @@
 
     loss --> cut --> survivors back --> replacement ready --> seats given --> formed --> first step --> full strength
              t=0      returned           replaced              seated         formed      first_step    full
+
+A worker that only falls silent is noticed late: ``unnoticed`` says how long before the cut it had given its last sign.
 """
 
 from __future__ import annotations
@@ -49,6 +51,7 @@ class Chapter:
     stepped: set[str] = field(default_factory=set)
     marks: dict[str, float] = field(default_factory=dict)
     inside: dict[str, float] = field(default_factory=dict)
+    unnoticed: float = 0.0
     received_bytes: int = 0
     step: int = 0
     known: int = 0  # the highest step that was ever committed
@@ -81,6 +84,7 @@ class Chronicle:
         self._observer, self._clock = observer, clock
         self._chapter: Chapter | None = Chapter(clock(), "start")
         self._size = 0
+        self._trains_since = self._stalled_since = clock()
         self._tally = Tally()
         self._lost = 0
         self._losses: deque[dict[str, Any]] = deque(maxlen=KEPT)
@@ -97,6 +101,7 @@ class Chronicle:
             failure = state.open_failure
             if failure is not None and failure.rank is None and failure.reason == action.reason:
                 self._stall(failure, self._tally.step)  # nobody's fault, so no loss tells of it
+                self._stalled_since = self._clock() - 2 * state.step_limit
             self._begin("loss")
         elif isinstance(action, events.PauseRound):
             self._begin(action.reason)
@@ -119,6 +124,9 @@ class Chronicle:
         self._losses.append({**loss, "step": step})
         self._observer.event("worker_lost", step=step, **loss)
         self._stall(cause, step)
+        worker = state.workers.get(action.worker)
+        if cause.kind in STALLS and worker is not None and action.worker in state.round.members:
+            self._stalled_since = worker.last_beat if cause.kind == "silent" else worker.ticked
         if state.round.number:
             self._observer.strength(state.round.number, len(present(state)))
 
@@ -138,6 +146,8 @@ class Chronicle:
                 self._chapter.reason, self._chapter.began = reason, now
         if reason == "loss" and self._chapter.down_since is None:
             self._chapter.down_since = now
+            if self._stalled_since > self._trains_since:
+                self._chapter.down_since, self._chapter.unnoticed = self._stalled_since, now - self._stalled_since
 
     def _connected(self, chapter: Chapter) -> None:
         """All members have formed the round; heard of by their own words, or a moment later by the machine's."""
@@ -195,6 +205,7 @@ class Chronicle:
             return
         if not chapter.trains:
             self._mark("first_step")
+            self._trains_since = self._clock()
             self._tally.stepped(self._clock(), from_step=chapter.step, down_since=chapter.down_since,
                                 repeated=chapter.repeated)
         self._tally.step = max(self._tally.step, message.step)
@@ -245,7 +256,8 @@ class Chronicle:
 
     def _end(self, chapter: Chapter) -> None:
         self._chapter = None
-        seconds = {**chapter.marks, **{f"in_{part}": round(value, 4) for part, value in chapter.inside.items()}}
+        late = {"unnoticed": round(chapter.unnoticed, 4)} if chapter.unnoticed else {}
+        seconds = {**late, **chapter.marks, **{f"in_{part}": round(value, 4) for part, value in chapter.inside.items()}}
         record = {"round": chapter.number, "size": len(chapter.members), "reason": chapter.reason, "seconds": seconds,
                   "received_bytes": chapter.received_bytes}
         self._rounds.append({**record, "step": chapter.step})

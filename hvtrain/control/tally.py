@@ -6,7 +6,8 @@
     |-- step -- step -- step -- (part of a step) --|-- down --|-- step -- step --|
     |<--------------------------------- total ---------------------------------->|
 
-Down is from the loss (or the members' coming back, when they were only asked to pause) to the next committed step.
+Down is from the loss (the last sign of life, if it was silent; the members' coming back, if they were only asked to
+pause) to the next committed step.
 Steps that a rollback made necessary again count as wasted with what a step took on average while nothing was wrong.
 """
 

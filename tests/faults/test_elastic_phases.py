@@ -26,7 +26,7 @@ def in_every_phase(rank: int, other: int) -> list[dict]:
         kill("backward", other, step=66),
         kill("forming", rank, round=9),
         kill("backward", other, step=74),
-        kill("state", rank, round=12, count=2),
+        kill("state", rank, round=11, count=2),
     ]
 
 

@@ -8,8 +8,7 @@ import signal
 import pytest
 
 from conftest import STEPS
-from hvtrain.control import messages
-from tests.support.runs import Run
+from tests.support.runs import Run, hvtrain
 
 PLAIN = ("train.epochs=null", f"train.steps={STEPS}", "data.global_batch=33", "log.ledger=true",
          "optim.schedule={name: cosine, warmup: 10%}")
@@ -43,7 +42,8 @@ def test_scaled_up_and_down(run, losses):
     """Each change costs one round, however many come or go, and the mathematics stay the same."""
     run.start(*PLAIN, "task.args.slow=0.03", workers=2)
     run.until_step(5)
-    run.scale(4)
+    told = hvtrain("scale", str(run.dir), "4").stdout
+    assert told == "from 2 to 4 workers\n"
     run.until(lambda: sizes(run) == [(2, 4)], "growth")
     run.scale(1)
     run.until(lambda: len(sizes(run)) == 2, "shrinkage")
@@ -94,5 +94,5 @@ def standing(run: Run, states: dict[str, str]) -> dict[str, dict] | None:
     """The job's workers, as ``hvtrain ps`` shows them, once these are in these states."""
     if run.last_step() < 1:
         return None
-    workers = {worker["worker"]: worker for worker in run.ask(messages.Query()).workers}
+    workers = run.workers()
     return workers if all(name in workers and workers[name]["state"] == state for name, state in states.items()) else None

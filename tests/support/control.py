@@ -111,6 +111,7 @@ class Job:
         for request in requests:
             await link.send(request)
             answers.append(await get(link))
+        await link.close()
         return answers
 
     async def hire(self) -> Worker:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
@@ -18,7 +17,7 @@ from hvtrain.chaos.registry import Claim, fired
 from hvtrain.checkpoint import Store
 from hvtrain.checkpoint.digest import digest
 from hvtrain.control import messages
-from hvtrain.control.client import Address, Link
+from hvtrain.control.console_client import ask
 from hvtrain.report import ledgercheck
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,27 +205,15 @@ class Run:
         assert report.ok, f"{report.verdict}\n{report.notes}"
         return report
 
-    def ask(self, message: messages.Message) -> messages.Message:
-        """Send what a person's command would send; returns the coordinator's answer."""
-        door = json.loads((self.dir / "control.json").read_text())
-
-        async def talk() -> messages.Message | None:
-            link = Link(Address(door["host"], door["port"], door["token"]))
-            await link.open(messages.ClientHello(command="test"))
-            try:
-                await link.send(message)
-                return await link.receive()
-            finally:
-                await link.close()
-
-        answer = asyncio.run(asyncio.wait_for(talk(), 20))
-        assert answer is not None, "the coordinator has closed the door"
-        return answer
-
     def scale(self, workers: int) -> None:
-        """Have the job go on with so many workers."""
-        answer = self.ask(messages.Scale(workers=workers))
+        """Have the job go on with so many workers, as ``hvtrain scale`` does but without a process of its own."""
+        answer = ask(self.dir, "scale", messages.Scale(workers=workers), messages.Answer)
         assert answer.accepted, answer
+
+    def workers(self) -> dict[str, dict[str, Any]]:
+        """The job's workers by name, as ``hvtrain ps`` shows them."""
+        found = ask(self.dir, "ps", messages.Query(), messages.Overview).workers
+        return {worker["worker"]: worker for worker in found}
 
 
 def hvtrain(*arguments: str, code: int = 0) -> subprocess.CompletedProcess:

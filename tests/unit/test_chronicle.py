@@ -1,85 +1,12 @@
-"""The history of a job, told by a clock made by hand and the real membership machine's actions."""
+"""The history of a job: what is told of losses, rounds, rollbacks and resizes, by a clock made by hand."""
 
 from __future__ import annotations
 
 import pytest
 
 from hvtrain.control import causes, events, messages as m
-from hvtrain.control.chronicle import Chronicle
-from hvtrain.control.roster import Agent, Limits, Phase, Round, Stage, State, Status, Worker
-from tests.support.control import Watcher
-
-LIMITS = Limits(start=10.0, stop=5.0, heartbeat=5.0)
-
-
-class Story:
-    """A chronicle and what happens to its job."""
-
-    def __init__(self):
-        self.now, self.watcher, self.progress, self.number = 100.0, Watcher(), 0, 0
-        self.members: list[str] = []
-        self.chronicle = Chronicle(self.watcher, lambda: self.now)
-
-    def state(self, *, lost: tuple[str, ...] = (), phase: Phase = Phase.OPEN, failure=None) -> State:
-        workers = {name: Worker("host", n, n, stage=Stage.DOOMED if name in lost else Stage.SEATED)
-                   for n, name in enumerate(self.members)}
-        return State(wanted=2, limits=LIMITS, phase=phase, agents={"host": Agent("vm", 4)}, workers=workers,
-                     round=Round(self.number, Status.ACTIVE, members=tuple(self.members)), progress=self.progress,
-                     open_failure=failure)
-
-    def act(self, action, **state):
-        self.chronicle.action(action, self.state(**state))
-
-    def lose(self, name: str, *, seconds: float = 0.0, cause=None, **state):
-        """``seconds`` later a member is lost and the round is cut."""
-        self.now += seconds
-        rank = self.members.index(name)
-        cause = cause or causes.lost_worker(rank, "vm", 0, 9, self.progress)
-        self.act(events.ReportLoss(name, rank, "host", cause), lost=(name,), **state)
-        self.act(events.CutRound(self.number, tuple(self.members), cause.reason), lost=(name,), **state)
-
-    def pause(self, reason: str):
-        self.act(events.PauseRound(tuple(self.members), reason))
-
-    def seats(self, *members: str):
-        self.number, self.members = self.number + 1, list(members)
-        self.act(events.FormRound(self.number, tuple((name, "vm") for name in members)))
-
-    def formed(self, step: int, *, active: bool = True, **more):
-        for name in self.members:
-            self.chronicle.formed(name, m.Formed(round=self.number, step=step, **more))
-        if active:
-            self.active(step)
-
-    def active(self, step: int):
-        before, self.progress = self.progress, step
-        self.act(events.RoundActive(self.number, step, before))
-
-    def first_step(self, *names: str):
-        self.progress += 1
-        for name in names or self.members:
-            self.chronicle.stepped(name, m.Stepped(round=self.number, step=self.progress))
-
-    def begin(self, *members: str, step: int = 0):
-        """The first round trains."""
-        self.seats(*members)
-        self.formed(step, source="checkpoint" if step else "start", known=step)
-        self.first_step()
-
-    def train(self, steps: int, each: float = 0.1):
-        """``steps`` more steps, which rank 0 reports."""
-        self.now += steps * each
-        self.progress += steps
-        self.chronicle.report(m.Report(kind="train", step=self.progress))
-
-    def end(self) -> dict:
-        self.act(events.EndJob(causes.done()), phase=Phase.OVER)
-        self.now += 7.0  # the agents are told, files are written
-        self.chronicle.close()
-        return self.watcher.account
-
-    def told(self, name: str) -> list[dict]:
-        return self.watcher.named(name)
+from hvtrain.control.roster import Phase
+from tests.support.story import Story
 
 
 # A job without a fault -----------------------------------------------------------------------------------
@@ -169,6 +96,30 @@ def test_a_silent_fault_is_a_stall_too(cause):
     story.lose("w1", cause=cause)
     (stall,) = story.told("stall")
     assert (stall["rank"], stall["reason"]) == (1, cause.reason) and len(story.told("worker_lost")) == 1
+
+
+def test_what_was_not_noticed_at_once_is_down_as_well():
+    story = Story()
+    story.begin("w0", "w1")
+    story.train(70)
+    silent = story.now
+    story.now += 5.0
+    cause = causes.silent(1, 5.0, 71)
+    state = story.state(lost=("w1",)).worker("w1", last_beat=silent)
+    story.chronicle.action(events.ReportLoss("w1", 1, "host", cause), state)
+    story.chronicle.action(events.CutRound(1, ("w0",), cause.reason), state)
+    story.now += 0.5
+    story.seats("w0", "w2")
+    story.formed(71)
+    story.first_step()
+    change = story.told("round")[1]
+    assert (change["seconds"]["unnoticed"], change["seconds"]["first_step"]) == (5.0, 0.5)
+    assert story.end()["seconds_down"] == 5.5
+    story = Story()
+    story.begin("w0", "w1")
+    story.lose("w1", seconds=1.0, cause=causes.silent(1, 5.0, 1))  # it gave no sign since before it trained
+    story.seats("w0")
+    assert "unnoticed" not in story.end()["rounds"][-1]["seconds"]
 
 
 def test_a_stall_that_is_nobodys_fault():

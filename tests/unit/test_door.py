@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import replace
 
 import pytest
 
 from hvtrain.control import door as module, line as lines, messages as m
 from hvtrain.control.line import BURST_SECONDS, BYTES_PER_SECOND, Allowance
-from tests.support.control import HELLO, expect, frozen, get, run, until
+from tests.support.control import HELLO, LIMITS, expect, frozen, get, run, until
 
 
 async def closed(reader: asyncio.StreamReader) -> bool:
@@ -125,6 +126,8 @@ def test_a_loud_peer_is_read_no_faster_than_its_rate(monkeypatch):
         await until(lambda: job.state.workers["w0"].ticks == 7)  # the others do not notice
         assert job.state.workers["w1"].ticks < 199  # 25 at once, then one in 20 ms
         await until(lambda: job.state.workers["w1"].ticks > 30)
+        with frozen(second.link):
+            pass  # its good-bye would have to wait its turn as well
 
     run(scenario)
 
@@ -164,3 +167,21 @@ def test_an_agent_is_told_to_end_even_if_it_is_slow_to_listen():
         assert (await expect(agent, m.End)).exit_code == 7
 
     run(scenario)
+
+
+def test_visitors_leave_nothing_behind():
+    async def scenario(job):
+        workers = await job.start()
+        door = job.coordinator._door
+        before = len(asyncio.all_tasks())
+        for number in range(50):
+            await job.ask(m.Query())
+            agent = await job.link(HELLO.model_copy(update={"agent": f"agent {number}"}))
+            await agent.close()
+            _, writer = await asyncio.open_connection("127.0.0.1", job.address.port)
+            writer.close()
+        await until(lambda: len(door._lines) == len(door._proven) == len(door._runner.server.connections) == 3)
+        await until(lambda: len(asyncio.all_tasks()) <= before + 1)
+        await job.finish(workers)
+
+    run(scenario, limits=replace(LIMITS, heartbeat=30.0))

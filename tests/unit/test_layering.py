@@ -50,7 +50,7 @@ USES = {  # within a layer: who may know whom
 FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod"}
 PURE = ("hvtrain.errors", "hvtrain.config", "hvtrain.data.sampler", "hvtrain.control.membership", "hvtrain.control.roster",
         "hvtrain.control.events", "hvtrain.control.causes", "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.schedules", "hvtrain.callbacks", "hvtrain.failure",
-        "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule")
+        "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule", "hvtrain.control.messages", "hvtrain.control.tally")
 FRAMEWORK_USERS = ("hvtrain.adapters", "hvtrain.hybrid", "hvtrain.engine.horovod_", "hvtrain.engine.world", "hvtrain.data")
 
 
