@@ -23,6 +23,10 @@ REOPEN_SECONDS = 0.2
 """Pause between two attempts to reach a coordinator that has gone."""
 
 
+MAX_PENDING = 10_000
+"""Messages that may wait for a coordinator that takes nothing; then measurements are dropped."""
+
+
 @dataclass(frozen=True)
 class Address:
     """Where the coordinator listens, and the token that admits to it."""
@@ -65,8 +69,12 @@ class Link:
         assert self._session is not None
         self._socket = await self._session.ws_connect(url, max_msg_size=messages.MAX_BYTES)
         nonce = await self._socket.receive_str()
-        await self._socket.send_str(auth.answer(self._address.token, nonce))
+        answer = auth.answer(self._address.token, nonce)
+        await self._socket.send_str(answer)
         await self.send(hello)
+        proof = await self._socket.receive_str()  # a TypeError if the door was shut instead
+        if not auth.is_countersigned(self._address.token, nonce, answer, proof):
+            raise ConnectionError("it does not know the job's token")
 
     @property
     def local_address(self) -> str:
@@ -126,7 +134,7 @@ class ThreadedLink:
         self._loop = asyncio.new_event_loop()
         self._opened: threading.Event = threading.Event()
         self._error: Exception | None = None
-        self._closing = False
+        self._closing, self._pending = False, 0
         self._serving: asyncio.Task | None = None
         self._thread = threading.Thread(target=self._run, name="hvtrain-link", daemon=True)
 
@@ -144,8 +152,14 @@ class ThreadedLink:
         return self._link.local_address
 
     def post(self, message: messages.Message) -> None:
-        """Send without waiting; a lost connection is reported by ``on_lost``, not here."""
-        self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._send_quietly(message)))
+        """Send without waiting; a lost connection is reported by ``on_lost``, not here.
+
+        While the coordinator takes nothing, measurements beyond MAX_PENDING messages are dropped, and nothing else.
+        """
+        if self._pending >= MAX_PENDING and isinstance(message, messages.Report):
+            return
+        self._pending += 1
+        self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._send_posted(message)))
 
     def flush(self, message: messages.Message, seconds: float = 5.0) -> bool:
         """Send and wait until it has left this process; False if that did not work in time."""
@@ -217,11 +231,19 @@ class ThreadedLink:
                 await self._send_quietly(message)
             await asyncio.sleep(self._beat_seconds)
 
+    async def _send_posted(self, message: messages.Message) -> None:
+        try:
+            await self._send_quietly(message)
+        finally:
+            self._pending -= 1
+
     async def _send_quietly(self, message: messages.Message) -> None:
         try:
             await self._link.send(message)
         except (ConnectionError, RuntimeError, aiohttp.ClientError):
             log.debug("a message could not be sent; the reader will notice")
+        except ProtocolError as error:
+            log.error("%s", error)
 
 
 def _bracket(host: str) -> str:

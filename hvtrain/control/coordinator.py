@@ -6,11 +6,10 @@ import asyncio
 import itertools
 import logging
 import time
-from collections import Counter
 from dataclasses import replace
 from typing import Any, Awaitable, Callable
 
-from hvtrain.control import auth, events, membership, messages, overview
+from hvtrain.control import auth, events, membership, messages, overview, seats
 from hvtrain.control.causes import CERTAIN, ECHO, OBSERVED, Cause
 from hvtrain.control.chronicle import Chronicle, Observer
 from hvtrain.control.door import Door, Peer, WrongJob
@@ -165,6 +164,8 @@ class Coordinator:
             await self._door.send(action.agent, messages.End(exit_code=0, reason="its workers have left the job"))
         elif isinstance(action, events.DropAgent):
             await self._door.drop(action.agent)
+            self._pids = {name: pid for name, pid in self._pids.items() if name in self._state.workers
+                          or name in self._state.agents}
             self._agents.discard(action.agent)
             self._on_drop(action.agent)
         elif isinstance(action, events.EndJob) and not self._over.done():
@@ -178,7 +179,7 @@ class Coordinator:
         self._rendezvous = Rendezvous(self.host)
         port = await self._rendezvous.start()
         action = replace(action, fresh=action.fresh and not self.takes_over)
-        places = seats(action, rendezvous=(self.host, port), interface=self.interface)
+        places = seats.assign(action, rendezvous=(self.host, port), interface=self.interface)
         await asyncio.gather(*(self._door.send(action.members[seat.rank][0], seat) for seat in places))
 
     async def _end_rendezvous(self) -> None:
@@ -206,8 +207,17 @@ class Coordinator:
             if not known or (self._door.knows(hello.worker) and not hello.again):
                 raise ProtocolError(f"no worker {hello.worker!r} is expected")
             self._pids[hello.worker] = hello.pid
+            if hello.again:
+                asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._repeat(hello.worker)))
             return Peer("worker", hello.worker)
         raise ProtocolError(f"the first message was {type(hello).__name__}")
+
+    async def _repeat(self, name: str) -> None:
+        """Tell a worker that was cut off for a while what it may have missed."""
+        worker = self._state.workers.get(name)
+        if worker is not None:
+            for message in overview.standing_orders(self._state, worker):
+                await self._door.send(name, message)
 
     def gone(self, peer: Peer) -> None:
         """See :class:`hvtrain.control.door.Host`. A worker without a connection is missed by its heartbeat."""
@@ -287,20 +297,3 @@ class Coordinator:
                 message.exit_code, f"rank {rank}: {message.reason}", message.traceback,
                 weight=ECHO if message.lost_peer else CERTAIN, step=message.step, rank=rank, kind="raised"),
                 step=message.step))
-
-
-def seats(action: events.FormRound, *, rendezvous: tuple[str, int], interface: str) -> list[messages.Seat]:
-    """The members' seats in rank order: rank counts all, local rank within a host, cross rank over hosts."""
-    per_host = Counter(host for _, host in action.members)
-    hosts = list(per_host)
-    local_ranks = [sum(host == other for _, other in action.members[:rank])
-                   for rank, (_, host) in enumerate(action.members)]
-    result = []
-    for rank, (_, host) in enumerate(action.members):
-        local = local_ranks[rank]
-        peers = [other for other in hosts if per_host[other] > local]  # hosts that have such a local rank
-        result.append(messages.Seat(
-            round=action.round, rank=rank, size=len(action.members), local_rank=local,
-            local_size=per_host[host], cross_rank=peers.index(host), cross_size=len(peers), host=host,
-            rendezvous_host=rendezvous[0], rendezvous_port=rendezvous[1], interface=interface, fresh=action.fresh))
-    return result

@@ -174,6 +174,7 @@ class Door:
         is_client = auth.proves(self._client_token, nonce, proof)
         if not is_client and not auth.proves(self._token, nonce, proof):
             raise ProtocolError("it does not know the job's token")
+        await socket.send_str(auth.countersign(self._client_token if is_client else self._token, nonce, proof))
         return messages.decode_inbound(await _text(socket) or ""), is_client
 
     def _let_in(self, hello: messages.Message, is_client: bool, socket: web.WebSocketResponse, transport: Any) -> Line:

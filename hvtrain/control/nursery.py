@@ -82,16 +82,21 @@ class Nursery:
 
     async def _hear(self, reader: asyncio.StreamReader) -> None:
         while line := await reader.readline():
-            news = json.loads(line)
-            if news["op"] == "exited":
-                self._workers.discard(news["worker"])
-                await self._tell(messages.Exited(worker=news["worker"], code=news["code"], signal=news["signal"]))
-            elif news["op"] == "load_failed":
-                await self._tell(messages.LoadFailed(exit_code=news["exit_code"], reason=news["reason"],
-                                                     traceback=news["traceback"]))
-            elif news["op"] == "loaded" and news["notice"]:
-                await self._tell(messages.Notice(event="start_method", text=news["notice"]))
+            try:
+                await self._take(json.loads(line))
+            except Exception:  # noqa: BLE001 - one line that cannot be dealt with must not make the agent deaf
+                log.exception("news of the warm process could not be dealt with: %.200r", line)
         await self._replace_warm()
+
+    async def _take(self, news: dict[str, Any]) -> None:
+        if news["op"] == "exited":
+            self._workers.discard(news["worker"])
+            await self._tell(messages.Exited(worker=news["worker"], code=news["code"], signal=news["signal"]))
+        elif news["op"] == "load_failed":
+            await self._tell(messages.LoadFailed(exit_code=news["exit_code"], reason=news["reason"],
+                                                 traceback=news["traceback"]))
+        elif news["op"] == "loaded" and news["notice"]:
+            await self._tell(messages.Notice(event="start_method", text=news["notice"]))
 
     async def _replace_warm(self) -> None:
         """The warm process is gone, and the kernel has ended its workers with it."""

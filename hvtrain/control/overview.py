@@ -70,3 +70,18 @@ def judge_scale(state: State, workers: int) -> tuple[bool, str]:
 
 def _workers(count: int) -> str:
     return f"{count} worker{'' if count == 1 else 's'}"
+
+
+def standing_orders(state: State, worker: Worker) -> list[messages.Message]:
+    """What a worker has been told that still holds. A seat is not told twice: forming a round has its own deadline."""
+    number = state.round.number
+    if worker.stage is Stage.LEAVING or (state.phase is Phase.ENDING and state.dismissed):
+        return [messages.Dismiss()]
+    if worker.stage is Stage.RETURNING:
+        return [messages.Cut(round=number, reason="it broke while the coordinator could not be reached")]
+    found: list[messages.Message] = []
+    if worker.stage is Stage.SEATED and state.round.status is Status.PAUSING:
+        found.append(messages.Pause(round=number))
+    if state.stop_signal:
+        found.append(messages.Stop(signal=state.stop_signal))
+    return found

@@ -55,10 +55,13 @@ class Rendezvous:
 
     async def _put(self, request: web.Request) -> web.Response:
         value = await request.read()
+        key = _key(request)
+        if key in self._values:  # each member says its address once; who comes later is somebody else
+            return web.Response(status=200 if self._values[key] == value else 409)
         self._bytes += len(value) + 64
         if self._bytes > MAX_BYTES:
             return web.Response(status=413)
-        self._values[_key(request)] = value
+        self._values[key] = value
         return web.Response()
 
     async def _delete(self, request: web.Request) -> web.Response:

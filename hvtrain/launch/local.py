@@ -25,7 +25,8 @@ class HostAgent:
 
     def __init__(self, launch: JobLaunch, first: subprocess.Popen):
         self._launch, self._process = launch, first
-        self._name = socket.gethostname()
+        self._host = socket.gethostname()
+        self._name = f"agent@{self._host}"  # no worker's name looks like that, whatever the host is called
         self._watching: asyncio.Task | None = None
 
     async def start(self, address: Address, coordinator: Coordinator) -> None:
@@ -47,7 +48,7 @@ class HostAgent:
     def _hand_over(self) -> None:
         job, workers = self._launch.job, self._launch.workers
         slots = max(workers, job.elastic.max_workers or UNBOUNDED_SLOTS) + job.elastic.spares
-        record = {"boot": self._launch.boot(self._address, workers).to_json(), "name": self._name, "host": self._name,
+        record = {"boot": self._launch.boot(self._address, workers).to_json(), "name": self._name, "host": self._host,
                   "slots": slots, "job_digest": self._launch.digest}
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(record).encode())

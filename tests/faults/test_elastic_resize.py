@@ -76,23 +76,27 @@ def test_the_batch_may_follow_the_workers_and_the_learning_rate_the_batch(run):
 def test_a_spare_takes_the_place_of_the_lost(run):
     """It has built its model long ago, so the job waits for no start; and then there is a new spare."""
     run.start("train.epochs=null", "train.steps=60", "task.args.slow=0.05", "elastic.spares=1", "log.ledger=true", workers=2)
-    for number, (lost, spare) in enumerate((("w1", "w2"), ("w2", "w3"))):
-        states = {lost: "training", spare: "standing by"}
-        workers = run.until(lambda: standing(run, states), f"{states}")
-        os.kill(workers[lost]["pid"], signal.SIGKILL)
-        run.until(lambda: len(run.events("round")) == number + 2, f"a round with {spare}")
+    lost = []
+    for rounds in (2, 3):
+        ranked, spare = run.until(lambda: standing(run, without=lost), "two workers and a spare")
+        lost.append(ranked[1]["worker"])
+        os.kill(ranked[1]["pid"], signal.SIGKILL)
+        run.until(lambda: len(run.events("round")) == rounds, "the next round")
+        assert [worker["worker"] for worker in standing(run, without=lost)[0]] == [ranked[0]["worker"], spare]
     assert run.wait().returncode == 0
-    assert [event["worker"] for event in run.events("worker_lost")] == ["w1", "w2"]
+    assert [event["worker"] for event in run.events("worker_lost")] == lost
     report = run.exact(60)
     assert (report.sizes, report.repeated) == ((2,), 0)
-    used = {path.name for path in (run.dir / "ledger").iterdir() if '"used"' in path.read_text()}
-    assert used == {"w0-1.jsonl", "w1-1.jsonl", "w2-1.jsonl", "w3-1.jsonl"}, "the last spare has never trained"
+    used = [path.name for path in (run.dir / "ledger").iterdir() if '"used"' in path.read_text()]
+    assert len(used) == 4, "two at first, two spares; the last spare has never trained"
     assert run.gone()
 
 
-def standing(run: Run, states: dict[str, str]) -> dict[str, dict] | None:
-    """The job's workers, as ``hvtrain ps`` shows them, once these are in these states."""
+def standing(run: Run, without: list[str]) -> tuple[list[dict], str] | None:
+    """The two workers in the order of their ranks, and the name of the spare, once there are."""
     if run.last_step() < 1:
         return None
-    workers = run.workers()
-    return workers if all(name in workers and workers[name]["state"] == state for name, state in states.items()) else None
+    workers = [worker for worker in run.workers().values() if worker["worker"] not in without]
+    ranked = sorted((worker for worker in workers if worker["state"] == "training"), key=lambda worker: worker["rank"])
+    spares = [worker["worker"] for worker in workers if worker["state"] == "standing by"]
+    return (ranked, spares[0]) if len(ranked) == 2 and len(spares) == 1 else None

@@ -36,6 +36,16 @@ def test_neither_half_of_an_answer_can_be_exchanged():
     assert not auth.proves(token, nonce, f"{own}:{mac}:")
 
 
+def test_the_server_shows_that_it_knows_the_token_too():
+    token, nonce = auth.new_token(), auth.challenge()
+    text = auth.answer(token, nonce)
+    assert auth.is_countersigned(token, nonce, text, auth.countersign(token, nonce, text))
+    assert not auth.is_countersigned(token, nonce, text, auth.countersign(auth.new_token(), nonce, text))
+    assert not auth.is_countersigned(token, nonce, text, auth.countersign(token, auth.challenge(), text))
+    assert not auth.is_countersigned(token, nonce, text, text.partition(":")[2])  # the client's own proof, sent back
+    assert not auth.is_countersigned(token, nonce, text, "")
+
+
 def test_the_token_is_in_no_answer_and_in_no_text():
     token = auth.new_token()
     assert token not in auth.answer(token, auth.challenge())

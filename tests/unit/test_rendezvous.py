@@ -41,8 +41,8 @@ def test_a_value_comes_back_byte_for_byte_and_scopes_are_apart():
         assert await put(http, "/global/0", value) == 200
         assert await get(http, "/global/0") == (200, value)
         assert (await get(http, "/local_h/0"))[0] == 404
-        await put(http, "/global/0", b"newer")
-        assert await get(http, "/global/0") == (200, b"newer")
+        assert await put(http, "/global/0", b"newer") == 409, "each member says its address once"
+        assert (await get(http, "/global/0"))[1] != b"newer"
 
     talk(scenario)
 

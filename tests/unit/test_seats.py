@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from hvtrain.control.coordinator import seats
+from hvtrain.control.seats import assign as seats
 from hvtrain.control.events import FormRound
 
 

@@ -9,6 +9,7 @@ import struct
 
 import aiohttp
 import pytest
+from aiohttp import web
 
 from hvtrain.control import auth, messages as m
 from hvtrain.control.client import Address, Link
@@ -28,12 +29,13 @@ async def visit(job, *frames, prove=True, token=TOKEN):
             for frame in frames:
                 await (ws.send_bytes(frame) if isinstance(frame, bytes) else ws.send_str(frame))
             said = []
-            while True:
+            while True:  # the countersign is no message
                 reply = await asyncio.wait_for(ws.receive(), 3)
                 if reply.type is not aiohttp.WSMsgType.TEXT:
                     assert reply.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING)
                     return said
-                said.append(m.decode_outbound(reply.data))
+                if reply.data.startswith("{"):
+                    said.append(m.decode_outbound(reply.data))
 
 
 def as_client(job, *frames):
@@ -132,16 +134,35 @@ def test_the_agent_of_another_job_is_told_why():
 
 def test_a_link_with_the_wrong_token_says_that_it_cannot_connect():
     async def scenario(job):
-        link = Link(Address("127.0.0.1", job.address.port, auth.new_token()))
-        try:
-            await link.open(HELLO)  # the refusal comes as the end of the connection
-            assert await get(link) is None
-        except EnvironmentNotReady:
-            pass  # or at once
-        finally:
-            await link.close()
+        with pytest.raises(EnvironmentNotReady, match="cannot be reached"):
+            await Link(Address("127.0.0.1", job.address.port, auth.new_token())).open(HELLO)
 
     run(scenario)
+
+
+@pytest.mark.parametrize("proof", ["", "0" * 64, "reflected", '{"type": "end", "exit_code": 0}'])
+def test_whoever_listens_in_the_coordinators_place_gives_no_orders(proof):
+    async def scenario():
+        async def impostor(request):
+            socket = web.WebSocketResponse()
+            await socket.prepare(request)
+            await socket.send_str(auth.challenge())
+            answer = await socket.receive_str()
+            await socket.send_str(answer.partition(":")[2] if proof == "reflected" else proof)
+            await socket.send_str(m.encode(m.End(exit_code=0, reason="go home")))
+            await socket.receive()
+            return socket
+
+        app = web.Application()
+        app.router.add_get("/ws", impostor)
+        runner = web.AppRunner(app, shutdown_timeout=0.1)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        with pytest.raises(EnvironmentNotReady, match="does not know the job's token"):
+            await Link(Address("127.0.0.1", runner.addresses[0][1], TOKEN)).open(HELLO)
+        await runner.cleanup()
+
+    asyncio.run(asyncio.wait_for(scenario(), 10))
 
 
 def test_no_coordinator_there():
