@@ -185,7 +185,7 @@ class Chronicle:
         for part, seconds in message.seconds.items():
             chapter.inside[part] = max(chapter.inside.get(part, 0.0), seconds)
         chapter.received_bytes += message.received_bytes
-        if message.source in ("memory", "checkpoint") and not chapter.told_rollback:
+        if message.source != "members" and not chapter.told_rollback:
             chapter.told_rollback = True
             self._rollback(chapter, message)
         if chapter.formed >= set(chapter.members):

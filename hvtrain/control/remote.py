@@ -22,6 +22,9 @@ from hvtrain.session import Cuttable, QuietSession
 
 log = logging.getLogger(__name__)
 
+RECEIVED_BYTES = 1 << 20
+"""So much of a state that is being received counts as one thing got done."""
+
 LOOK_SECONDS = 0.5
 """How often a worker that waits for a seat looks whether the coordinator is still there."""
 
@@ -224,7 +227,10 @@ class RemoteSession(QuietSession):
     def _beat(self) -> messages.Message:
         slowest, self._slowest = self._slowest, 0.0
         waiting = bool(getattr(self._world, "waiting", False))
-        return messages.Beat(step=self._step, ticks=self._ticks, waiting=waiting, slowest=slowest)
+        with self._lock:  # a state that is being received is progress as well
+            received = sum(getattr(what, "received", 0) for what in self._breakables)
+        return messages.Beat(step=self._step, ticks=self._ticks + received // RECEIVED_BYTES, waiting=waiting,
+                             slowest=slowest)
 
     def _on_message(self, message: messages.Message) -> None:
         if isinstance(message, messages.Seat):

@@ -11,17 +11,14 @@ belongs to somebody else is ever shut, whoever has got the file descriptor since
 from __future__ import annotations
 
 from hvtrain.engine.edit import Edit
+from hvtrain.engine.edits_cut_rendezvous import RENDEZVOUS_CUT_EDITS, WHY_CUT
 from hvtrain.engine.edits_rounds import LOOP_CC, OPERATIONS
 
-_WHY = ("nothing can end a wait inside init() from outside: a peer that dies or stops after it has published its "
-        "address is waited for until gloo's time-out, and only sockets could be shut, by numbers that may be others'")
 _DEVICE = "third_party/gloo/gloo/transport/tcp/device.cc"
-_STORE = "horovod/common/gloo/http_store.cc"
-_REQUEST = "third_party/HTTPRequest/include/HTTPRequest.hpp"
 
 CUT_EDITS: tuple[Edit, ...] = (
     Edit(
-        name="cut", file="third_party/gloo/gloo/transport/tcp/loop.h", why=_WHY,
+        name="cut", file="third_party/gloo/gloo/transport/tcp/loop.h", why=WHY_CUT,
         anchor="""\
 class Loop;
 
@@ -51,7 +48,7 @@ class Round final {
 // Functions can be deferred to the epoll(2) thread through the this
 """),
     Edit(
-        name="cut", file="third_party/gloo/gloo/transport/tcp/loop.h", why=_WHY,
+        name="cut", file="third_party/gloo/gloo/transport/tcp/loop.h", why=WHY_CUT,
         anchor="""\
 #include <atomic>
 #include <condition_variable>
@@ -63,7 +60,7 @@ class Round final {
 #include <cstdint>
 """),
     Edit(
-        name="cut", file=LOOP_CC, why=_WHY,
+        name="cut", file=LOOP_CC, why=WHY_CUT,
         anchor="""\
 Deferrables::Deferrables() {
 """,
@@ -139,7 +136,7 @@ void Round::remove(int fd) {
 Deferrables::Deferrables() {
 """),
     Edit(
-        name="cut", file=LOOP_CC, why=_WHY,
+        name="cut", file=LOOP_CC, why=WHY_CUT,
         anchor="""\
 #include <fcntl.h>
 #include <string.h>
@@ -157,7 +154,7 @@ Deferrables::Deferrables() {
 #include <set>
 """),
     Edit(
-        name="cut", file=_DEVICE, why=_WHY,
+        name="cut", file=_DEVICE, why=WHY_CUT,
         anchor="""\
   loop_->registerDescriptor(fd, events, h);
 """,
@@ -166,7 +163,7 @@ Deferrables::Deferrables() {
   loop_->registerDescriptor(fd, events, h);
 """),
     Edit(
-        name="cut", file=_DEVICE, why=_WHY,
+        name="cut", file=_DEVICE, why=WHY_CUT,
         anchor="""\
   loop_->unregisterDescriptor(fd, h);
 """,
@@ -174,114 +171,9 @@ Deferrables::Deferrables() {
   Round::remove(fd); // hvtrain
   loop_->unregisterDescriptor(fd, h);
 """),
+    *RENDEZVOUS_CUT_EDITS,
     Edit(
-        name="cut", file=_REQUEST, why=_WHY,
-        anchor="""\
-#include <cstddef>
-#include <cstdint>
-""",
-        replacement="""\
-#include <cstddef>
-#include <cstdint>
-#include <cstdlib>
-
-#include "gloo/transport/tcp/loop.h" // hvtrain
-"""),
-    Edit(
-        name="cut", file=_REQUEST, why=_WHY,
-        anchor="""\
-                throw std::system_error(getLastError(), std::system_category(), "Failed to create socket");
-        }
-""",
-        replacement="""\
-                throw std::system_error(getLastError(), std::system_category(), "Failed to create socket");
-            gloo::transport::tcp::Round::add(endpoint); // hvtrain
-        }
-
-        // hvtrain: no send, receive or connect waits for longer than this.
-        void limit(long milliseconds) noexcept
-        {
-            timeval time = {};
-            time.tv_sec = milliseconds / 1000;
-            time.tv_usec = milliseconds % 1000 * 1000;
-            setsockopt(endpoint, SOL_SOCKET, SO_RCVTIMEO, &time, sizeof(time));
-            setsockopt(endpoint, SOL_SOCKET, SO_SNDTIMEO, &time, sizeof(time));
-        }
-"""),
-    Edit(
-        name="cut", file=_REQUEST, why=_WHY,
-        anchor="""\
-#else
-            ::close(endpoint);
-""",
-        replacement="""\
-#else
-            gloo::transport::tcp::Round::remove(endpoint); // hvtrain
-            ::close(endpoint);
-"""),
-    Edit(
-        name="cut", file=_REQUEST, why=_WHY,
-        anchor="""\
-            // take the first address from the list
-            if (::connect(socket, info->ai_addr, info->ai_addrlen) < 0)
-            {
-                freeaddrinfo(info);
-                throw std::system_error(getLastError(), std::system_category(), "Failed to connect to " + domain + ":" + port);
-            }
-""",
-        replacement="""\
-            // hvtrain: connect in slices, since a cut that comes before connect()
-            // does not end it, and not for longer than gloo's time-out.
-            const auto variable = std::getenv("HOROVOD_GLOO_TIMEOUT_SECONDS");
-            const auto seconds = std::max(1L, variable ? std::strtol(variable, nullptr, 10) : 30L);
-            const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(seconds);
-            socket.limit(20);
-
-            // take the first address from the list
-            while (::connect(socket, info->ai_addr, info->ai_addrlen) < 0)
-            {
-                const auto error = getLastError();
-                if ((error == EINPROGRESS || error == EALREADY || error == EINTR) &&
-                    !gloo::transport::tcp::Round::isCut() && std::chrono::steady_clock::now() < deadline)
-                    continue;
-                if (error == EISCONN)
-                    break;
-                freeaddrinfo(info);
-                throw std::system_error(error, std::system_category(), "Failed to connect to " + domain + ":" + port);
-            }
-            socket.limit(1000 * seconds);
-"""),
-    Edit(
-        name="cut", file=_STORE, why=_WHY,
-        anchor="""\
-  for (int retry_cnt = 0; retry_cnt < MAX_RETRY_TIMES; ++retry_cnt) {
-""",
-        replacement="""\
-  for (int retry_cnt = 0; retry_cnt < MAX_RETRY_TIMES; ++retry_cnt) {
-    if (gloo::transport::tcp::Round::isCut()) { // hvtrain
-      throw std::runtime_error("The round was called off.");
-    }
-"""),
-    Edit(
-        name="cut", file=_STORE, why=_WHY,
-        anchor="""\
-    std::this_thread::sleep_for(
-        std::chrono::milliseconds(RETRY_WAITING_TIME_MILLSEC));
-""",
-        replacement="""\
-    gloo::transport::tcp::Round::pause( // hvtrain
-        std::chrono::milliseconds(RETRY_WAITING_TIME_MILLSEC));
-"""),
-    Edit(
-        name="cut", file=_STORE, why=_WHY,
-        anchor="""\
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-""",
-        replacement="""\
-    gloo::transport::tcp::Round::pause(std::chrono::milliseconds(10)); // hvtrain
-"""),
-    Edit(
-        name="cut", file=OPERATIONS, why=_WHY,
+        name="cut", file=OPERATIONS, why=WHY_CUT,
         anchor="""\
 int horovod_is_initialized() {
 """,
@@ -298,7 +190,7 @@ int horovod_round_cut(int64_t number) {
 int horovod_is_initialized() {
 """),
     Edit(
-        name="cut", file=OPERATIONS, why=_WHY,
+        name="cut", file=OPERATIONS, why=WHY_CUT,
         anchor="""\
 #if HAVE_GLOO
 #include "gloo/gloo_controller.h"

@@ -64,8 +64,8 @@ class TorchWorld:
             while not self._hvd.poll(handle):
                 if time.monotonic() > deadline:  # Horovod itself waits for a rank that does not come for ever
                     raise Unanswered(f"another rank has not joined a collective operation for comm.timeout "
-                                     f"({self.timeout:g} s): it hangs in user code, or is that much slower. The logs of the "
-                                     "other ranks may tell; a larger comm.timeout waits longer")
+                                     f"({self.timeout:g} s): it hangs in user code, or is that much slower. The logs of "
+                                     "the other ranks may tell; a larger comm.timeout waits longer")
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             self._hvd.synchronize(handle)

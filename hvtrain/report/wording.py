@@ -48,7 +48,8 @@ def _resize(step: int | None, values: Values) -> str:
     return f"step {step}: from {values['old']} to {workers(values['new'])}"
 
 
-_SOURCES = {"memory": "the snapshot in a host's memory", "checkpoint": "the last durable checkpoint"}
+_SOURCES = {"memory": "the snapshot in a host's memory", "checkpoint": "the last durable checkpoint",
+            "start": "the beginning: there was neither a snapshot nor a checkpoint"}
 _LINES: dict[str, Callable[[int | None, Values], str]] = {
     "resumed": _resumed, "rollback": _rollback, "worker_lost": _lost, "round": _round, "resize": _resize,
     "start_method": lambda step, values: f"warning: {values.get('text', '')}",

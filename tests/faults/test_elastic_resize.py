@@ -82,7 +82,8 @@ def test_a_spare_takes_the_place_of_the_lost(run):
         lost.append(ranked[1]["worker"])
         os.kill(ranked[1]["pid"], signal.SIGKILL)
         run.until(lambda: len(run.events("round")) == rounds, "the next round")
-        assert [worker["worker"] for worker in standing(run, without=lost)[0]] == [ranked[0]["worker"], spare]
+        now, _ = run.until(lambda: standing(run, without=lost), "a new spare")
+        assert [worker["worker"] for worker in now] == [ranked[0]["worker"], spare]
     assert run.wait().returncode == 0
     assert [event["worker"] for event in run.events("worker_lost")] == lost
     report = run.exact(60)

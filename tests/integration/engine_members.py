@@ -99,8 +99,8 @@ class Members:
                  "PYTHONPATH": os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(ROOT)])}
         self._log = open(directory / "log", "w+", encoding="utf-8")
         self._process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), framework, str(directory / "members")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=self._log, env={**os.environ, **quiet})
+            [sys.executable, str(SCRIPT), framework, str(directory / "members")],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env={**os.environ, **quiet})
 
     def fork(self, count: int) -> list[Member]:
         if not self._ready:

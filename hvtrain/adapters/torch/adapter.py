@@ -183,7 +183,7 @@ class TorchAdapter:
         if self._world.size == 1:
             return 0
         mine = self._world.rank == root
-        groups = sharing.share_groups(self._world, self.export(copy=False) if mine else None, root)
+        groups = sharing.share_groups(self._world, self.export(copy=False) if mine else None, root, self._tick)
         scalars = self.share(self.scalars() if mine else None, root, "state.scalars")
         if mine:
             return 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Mapping
+from typing import Any, Callable, Mapping
 
 import torch
 
@@ -14,8 +14,9 @@ CHUNK_BYTES = 64 << 20
 """States travel in pieces of this size, so that one operation never outlasts ``comm.timeout``."""
 
 
-def share_bytes(world: World, data: bytes | bytearray | None, root: int, name: str) -> bytearray:
-    """Rank ``root``'s ``data`` on every rank (others pass None)."""
+def share_bytes(world: World, data: bytes | bytearray | None, root: int, name: str,
+                tick: Callable[[], None] = lambda: None) -> bytearray:
+    """Rank ``root``'s ``data`` on every rank (others pass None); ``tick`` is called for every piece."""
     length = torch.tensor([len(data) if data is not None else 0], dtype=torch.int64)
     world.broadcast(length, root, f"{name}.length")
     size = int(length.item())
@@ -23,6 +24,7 @@ def share_bytes(world: World, data: bytes | bytearray | None, root: int, name: s
     for start in range(0, size, CHUNK_BYTES):
         piece = torch.frombuffer(buffer, dtype=torch.uint8, offset=start, count=min(CHUNK_BYTES, size - start))
         world.broadcast(piece, root, f"{name}.{start // CHUNK_BYTES}")
+        tick()
     return buffer
 
 
@@ -34,8 +36,8 @@ def share(world: World, value: Any, root: int, name: str) -> Any:
     return json.loads(share_bytes(world, data, root, name))
 
 
-def share_groups(world: World, groups: Mapping[str, Mapping[str, Blob]] | None, root: int
-                 ) -> dict[str, dict[str, Blob]]:
+def share_groups(world: World, groups: Mapping[str, Mapping[str, Blob]] | None, root: int,
+                 tick: Callable[[], None] = lambda: None) -> dict[str, dict[str, Blob]]:
     """Rank ``root``'s groups of tensors on every rank (others pass None)."""
     outline = None
     if groups is not None:
@@ -45,7 +47,7 @@ def share_groups(world: World, groups: Mapping[str, Mapping[str, Blob]] | None, 
     joined = None
     if groups is not None:
         joined = bytearray().join(blob.data for blobs in groups.values() for blob in blobs.values())
-    payload = memoryview(share_bytes(world, joined, root, "state.tensors"))
+    payload = memoryview(share_bytes(world, joined, root, "state.tensors", tick))
     result: dict[str, dict[str, Blob]] = {}
     offset = 0
     for group, name, dtype, shape in outline:

@@ -28,6 +28,7 @@ class Fetch:
         self._address, self._token, self._timeout = address, token, timeout
         self._breaker = Breaker()
         self._sock: socket.socket | None = None
+        self.received = 0  # bytes so far; for other threads to look at
         self.state: dict[str, Any] = {}
 
     def run(self) -> dict[str, dict[str, Blob]]:
@@ -117,6 +118,7 @@ class Fetch:
             if count == 0:
                 raise RoundBroken(f"the member that gives the state, at {self._place}, has closed the connection")
             views.advance(count)
+            self.received += count
 
     def _send(self, data: bytes) -> None:
         assert self._sock is not None
