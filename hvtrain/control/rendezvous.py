@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from aiohttp import web
 
-MAX_VALUE_BYTES = 1 << 14
-MAX_BYTES = 1 << 26
-"""All values together: 1,000 ranks need about 1 MB for each of Horovod's contexts."""
+MAX_VALUE_BYTES = 1 << 20
+"""A member's value holds 136 bytes for each other member (Horovod 0.28.1, gloo's full mesh)."""
+
+MAX_BYTES = 1 << 29
+"""All values together: 1,000 ranks need about 140 MB."""
 
 
 class Rendezvous:

@@ -14,6 +14,7 @@ Commands: ``{"op": "load", "boot": {...}}``, ``{"op": "start", "worker": W, "ran
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import select
@@ -96,6 +97,9 @@ class Warm:
             self._say(op="load_failed", exit_code=account.exit_code, reason=account.reason,
                       traceback=traceback.format_exc())
             return
+        # What is here stays: a worker's garbage collector need not look at it, and so does not touch, and copy, its pages.
+        gc.collect()
+        gc.freeze()
         self._spawn = boot.job.launch.start == "spawn" or bool(why_not_fork)
         notice = ""
         if why_not_fork and boot.job.launch.start == "fork":

@@ -63,9 +63,10 @@ class TorchWorld:
             pause, deadline = SHORTEST_PAUSE, time.monotonic() + self.timeout
             while not self._hvd.poll(handle):
                 if time.monotonic() > deadline:  # Horovod itself waits for a rank that does not come for ever
-                    raise Unanswered(f"another rank has not joined a collective operation for comm.timeout "
-                                     f"({self.timeout:g} s): it hangs in user code, or is that much slower. The logs of "
-                                     "the other ranks may tell; a larger comm.timeout waits longer")
+                    raise Unanswered(
+                        f"another rank has not joined a collective operation for comm.timeout ({self.timeout:g} s): it "
+                        "hangs in user code, or is that much slower. The logs of the other ranks may tell; a larger "
+                        "comm.timeout waits longer")
                 time.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE)
             self._hvd.synchronize(handle)
