@@ -65,6 +65,8 @@ class Findings:
             if self._kind == "hvtrain":
                 record |= self._finish(job, disturbance, plan)
             job.look()
+            if disturbance.ending != "all faults done" or record.get("exit_code"):
+                record["account"] = job.account()
             full = [step for step in complete(job.lines) if step.size == setup.workers]
             record["step_ms"] = step_milliseconds(full, disturbance.pauses())
             self._tell(record, disturbance, len(self.outages))
@@ -76,6 +78,7 @@ class Findings:
     def _finish(self, job: Job, disturbance: Disturbance, plan: Plan) -> dict[str, Any]:
         """Let a job of hvtrain run to its end; its exit code, what it left behind, and a digest of its weights."""
         hopeless = disturbance.ending == "not at full strength again"
+        # one that is given up is ended by our caller
         code = job.wait(0 if hopeless else plan.start + 3 * job.steps * job.setup.period)
         if not disturbance.outages and code != 0:
             raise ContestantFailed(f"the undisturbed job ended with {code}:\n{job.account()}")
@@ -96,8 +99,8 @@ class Findings:
                   f"{seconds(each.next_seconds)}   full strength {seconds(each.full_seconds)}   steps lost {each.lost}",
                   file=sys.stderr)
         more = f", digest {record['digest'][:12] or '-'}" if "digest" in record else ""
-        print(f"  {KINDS[self._kind]:26}job over: {record['ending']}, {record['step_ms'] or 0:.0f} ms a step, load before "
-              f"{record['load_before']}{more}", file=sys.stderr, flush=True)
+        print(f"  {KINDS[self._kind]:26}job over: {record['ending']}, {record['step_ms'] or 0:.0f} ms a step, "
+              f"load before {record['load_before']}{more}", file=sys.stderr, flush=True)
 
     def _keep(self, folder: Path, to: Path) -> None:
         to.mkdir(parents=True)

@@ -103,13 +103,13 @@ class Nursery:
         status = self._warm.process.poll()
         self._restarts += 1
         text = f"the process that starts workers on {self._host} ended (status {status})"
+        lost, self._workers = sorted(self._workers), set()
         if self._restarts > MAX_RESTARTS or not self._boot.job.elastic.enabled:
             await self._tell(messages.LoadFailed(exit_code=int(ExitCode.LOST_WORKERS), reason=text))
-            return
-        log.warning("%s; it is started again", text)
-        lost, self._workers = sorted(self._workers), set()
-        self._warm = warmstart.start(self._boot.job.framework, self._boot.snapshots)
-        await self.open()
-        await self._tell(messages.Notice(event="warm_restarted", text=text))
+        else:
+            log.warning("%s; it is started again", text)
+            self._warm = warmstart.start(self._boot.job.framework, self._boot.snapshots)
+            await self.open()
+            await self._tell(messages.Notice(event="warm_restarted", text=text))
         for worker in lost:
             await self._tell(messages.Exited(worker=worker, code=0, signal=int(signal.SIGKILL)))
