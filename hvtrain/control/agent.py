@@ -35,7 +35,8 @@ class Agent:
         self._boot = replace(boot, snapshots=memory.fds if memory is not None else ())
         self._hello = messages.AgentHello(agent=name, host=host, slots=slots, pid=os.getpid(),
                                           version=__version__, job_digest=job_digest)
-        self._link = Link(boot.coordinator)
+        self._ping = boot.job.elastic.coordinator_timeout.seconds
+        self._link = Link(boot.coordinator, self._ping)
         self._nursery = Nursery(self._boot, warm, host=host, tell=self._tell)
         self._end: messages.End | None = None
         self._stopping = False
@@ -117,7 +118,7 @@ class Agent:
         deadline = loop.time() + elastic.coordinator_timeout.seconds
         while loop.time() < deadline and not self._stopping:
             await self._link.close()
-            self._link = Link(self._boot.coordinator)
+            self._link = Link(self._boot.coordinator, self._ping)
             try:
                 await self._link.open(self._hello)
                 self._nursery.clear()

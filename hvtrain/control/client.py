@@ -40,10 +40,14 @@ class Address:
 
 
 class Link:
-    """An authenticated connection. Use within one event loop."""
+    """An authenticated connection. Use within one event loop.
 
-    def __init__(self, address: Address):
-        self._address = address
+    ``ping`` (seconds): how often a sign of life is asked for; a coordinator that gives none for half of it, behind a
+    cut cable perhaps, ends the connection. None: never.
+    """
+
+    def __init__(self, address: Address, ping: float | None = None):
+        self._address, self._ping = address, ping
         self._session: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
 
@@ -67,7 +71,7 @@ class Link:
 
     async def _handshake(self, url: str, hello: messages.Message) -> None:
         assert self._session is not None
-        self._socket = await self._session.ws_connect(url, max_msg_size=messages.MAX_BYTES)
+        self._socket = await self._session.ws_connect(url, max_msg_size=messages.MAX_BYTES, heartbeat=self._ping)
         nonce = await self._socket.receive_str()
         answer = auth.answer(self._address.token, nonce)
         await self._socket.send_str(answer)
@@ -128,7 +132,7 @@ class ThreadedLink:
                  on_lost: Callable[[], None], beat: Callable[[], messages.Message | None], beat_seconds: float,
                  patience: float):
         self._address, self._hello, self._patience = address, hello, patience
-        self._link = Link(address)
+        self._link = Link(address, patience)
         self._on_message, self._on_back, self._on_lost = on_message, on_back, on_lost
         self._beat, self._beat_seconds = beat, beat_seconds
         self._loop = asyncio.new_event_loop()
@@ -214,7 +218,7 @@ class ThreadedLink:
         deadline = self._loop.time() + self._patience
         while self._loop.time() < deadline:
             await self._link.close()
-            self._link = Link(self._address)
+            self._link = Link(self._address, self._patience)
             try:
                 await self._link.open(self._hello(True))
                 return True
