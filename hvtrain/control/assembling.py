@@ -1,4 +1,4 @@
-"""Putting rounds together: starting workers, choosing members and their ranks, growing and shrinking.
+"""Putting rounds together: starting workers, forming a round when it is time to, growing and shrinking.
 
 ::
 
@@ -10,26 +10,26 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Iterable
+from collections import Counter, defaultdict
+from itertools import count
+from typing import Iterator
 
-from hvtrain.control import causes, ending
+from hvtrain.control import causes, ending, losing, seating
+from hvtrain.control.crew import HERE
 from hvtrain.control.events import Action, Dismiss, FormRound, KillWorker, PauseRound, StartWorker
-from hvtrain.control.roster import Phase, Stage, State, Status, Worker
+from hvtrain.control.roster import OUTSIDE_LOSSES, Phase, Stage, State, Status, Worker, replace
 
 Outcome = tuple[State, tuple[Action, ...]]
-
-HERE = (Stage.STARTING, Stage.READY, Stage.SEATED, Stage.RETURNING, Stage.FINISHED)
 
 
 def settle(state: State, now: float) -> Outcome:
     """Whatever can be done now towards the round that the job should have."""
     if state.phase is Phase.GATHERING:
-        if not state.agents or sum(agent.slots for agent in state.agents.values()) < state.wanted:
+        if not state.agents or state.agents.slots < state.wanted:
             return state, ()
         state = replace(state, phase=Phase.OPEN, since=now)
     actions: tuple[Action, ...] = ()
-    for part in (_fill, _form, _resize, _send_home):
+    for part in (_call_off, _fill, _call_back, _form, _resize, _send_home):
         state, more = part(state, now)
         actions += more
         if state.phase is not Phase.OPEN:
@@ -38,157 +38,164 @@ def settle(state: State, now: float) -> Outcome:
 
 
 # Starting workers -------------------------------------------------------------------------------------
+def _call_off(state: State, now: float) -> Outcome:
+    """Who is to leave before it is ready has nothing that could be lost."""
+    if not _leavers(state, Stage.STARTING):
+        return state, ()
+    gone = {name: worker for name, worker in state.at(Stage.STARTING) if worker.leave}
+    state = state.with_workers({name: replace(worker, stage=Stage.DOOMED, since=now) for name, worker in gone.items()})
+    return state, tuple(KillWorker(name, worker.agent) for name, worker in gone.items())
+
+
 def _fill(state: State, now: float) -> Outcome:
     if state.stop_signal or (state.next_number and not state.limits.elastic):
         return state, ()
+    here = state.workers.staying(*HERE)
+    missing = min(state.target + state.limits.spares, state.agents.slots) - here
+    if missing <= 0:
+        return state, ()
+    ranks, locals_ = {worker.rank for _, worker in state.at(*HERE)}, defaultdict(set)
+    for _, worker in state.at(*HERE):
+        locals_[state.agents[worker.agent].host].add(worker.local)
+    started: dict[str, Worker] = {}
     actions: tuple[Action, ...] = ()
-    wanted = state.target + state.limits.spares
-    while sum(1 for _, worker in state.at(*HERE) if not worker.leave) < wanted:
-        agent = _free_agent(state)
-        if agent is None:
-            break
-        name = f"w{state.next_number}"
-        worker = Worker(agent, state.next_number, _free_rank(state, agent), since=now, local=_free_local(state, agent))
-        state = replace(state.with_workers({name: worker}), next_number=state.next_number + 1)
-        actions += (StartWorker(name, agent, worker.rank, worker.local),)
-    return state, actions
+    for number, agent in zip(range(state.next_number, state.next_number + missing), _free_slots(state, now)):
+        # The rank of a lost member, else the next one: so a replacement writes on in the log of whom it replaces.
+        rank, local = _lowest_free(ranks), _lowest_free(locals_[state.agents[agent].host])
+        started[f"w{number}"] = Worker(agent, number, rank, since=now, local=local)
+        actions += (StartWorker(f"w{number}", agent, rank, local),)
+    return replace(state.with_workers(started), next_number=state.next_number + len(started)), actions
 
 
-def _free_agent(state: State) -> str | None:
-    """By name, not by who came first: the same job has the same ranks on the same hosts each time."""
+def _free_slots(state: State, now: float) -> Iterator[str]:
+    """The agent of each slot that can take a worker now.
+
+    By name, not by who came first: the same job has the same ranks on the same hosts each time.
+    """
+    taken = Counter(worker.agent for _, worker in state.at(*HERE) if not worker.leave)
     for name in sorted(state.agents):
         agent = state.agents[name]
-        taken = sum(worker.agent == name and not worker.leave for _, worker in state.at(*HERE))
-        if not agent.leaving and taken < agent.slots:
-            return name
-    return None
+        if not agent.leaving and agent.rest_until <= now:
+            for _ in range(agent.slots - taken[name]):
+                yield name
 
 
-def _free_rank(state: State, agent: str) -> int:
-    """The rank of a lost member, else the next one: so a replacement writes on in the log of whom it replaces."""
-    used = {worker.rank for _, worker in state.at(*HERE)}
-    return next(rank for rank in range(len(used) + 1) if rank not in used)
-
-
-def _free_local(state: State, agent: str) -> int:
-    host = state.agents[agent].host
-    used = {worker.local for _, worker in state.at(*HERE) if state.agents[worker.agent].host == host}
-    return next(number for number in range(len(used) + 1) if number not in used)
+def _lowest_free(used: set[int]) -> int:
+    """The lowest number that is not in ``used``; it is used from now on."""
+    number = next(number for number in count() if number not in used)
+    used.add(number)
+    return number
 
 
 # Forming a round --------------------------------------------------------------------------------------
+def _call_back(state: State, now: float) -> Outcome:
+    """Where some members have finished while others could not: have them all come back for another round."""
+    crew = state.workers
+    if state.round.status is not Status.PAUSING or crew.count(Stage.SEATED) or not crew.count(Stage.FINISHED):
+        return state, ()
+    if not any(name in state.round.members for name, _ in state.at(Stage.READY)):
+        return state, ()  # all have finished
+    return losing.break_round(state, "some ranks have finished, others could not", now, failure=None)
+
+
 def _form(state: State, now: float) -> Outcome:
-    current = state.round
-    if current.status in (Status.FORMING, Status.ACTIVE) or any(state.at(Stage.RETURNING)):
+    if not _between_rounds(state):
         return state, ()
-    if current.status is Status.PAUSING and any(state.at(Stage.SEATED, Stage.FINISHED)):
-        return state, ()
-    ready = {name: worker for name, worker in state.at(Stage.READY) if not worker.leave}
-    state, failed = _count_failure(state, ready, now)
+    state, failed = _count_failure(state, now)
     if failed:
         return state, ()
-    if len(ready) < state.target and not _enough_time_passed(state, len(ready), now):
-        return _hunger(state, len(ready), now), ()
-    if len(ready) < (state.limits.min_workers if state.limits.elastic else state.target):
-        return _hunger(state, len(ready), now), ()
-    if not ready:
-        return _hunger(state, 0, now), ()
-    members = seating(state, ready)
-    number = current.number + 1
-    state = state.with_workers({name: replace(ready[name], stage=Stage.SEATED, rank=rank, since=now, last_beat=now,
-                                              ticked=now, waiting=False) for rank, name in enumerate(members)})
-    state = state.in_round(number=number, status=Status.FORMING, since=now, members=members, formed=frozenset())
+    due = form_at(state)
+    if due is None:
+        return _hunger(state, now), ()
+    state = replace(state, hungry_since=None)
+    if now < due:
+        return state, ()
+    members = seating.seats(state)
+    number = state.round.number + 1
+    state = state.with_workers({name: replace(state.workers[name], stage=Stage.SEATED, rank=rank, since=now,
+                                              last_beat=now, ticked=now, waiting=False)
+                                for rank, name in enumerate(members)})
+    state = state.in_round(number=number, status=Status.FORMING, since=now, members=members, formed=frozenset(),
+                           moved=now)
     hosts = tuple((name, state.agents[state.workers[name].agent].host) for name in members)
-    return replace(state, hungry_since=None), (FormRound(number, hosts, fresh=not state.born),)
+    return state, (FormRound(number, hosts, fresh=not state.born),)
 
 
-def _enough_time_passed(state: State, ready: int, now: float) -> bool:
-    """Whether those that are ready should go on without the others."""
-    if not any(state.at(Stage.STARTING)):
-        return True
-    if not state.born:
-        return False  # the workers' own deadline for getting ready is what counts
-    return now >= state.round.broken_at + state.limits.replace
-
-
-def waits_for_replacement(state: State) -> bool:
-    """Whether the next round only waits for a worker that is starting, and will do without it in the end."""
-    waiting = state.round.status in (Status.BROKEN, Status.PAUSING) and any(state.at(Stage.STARTING))
-    if not waiting or not state.born or any(state.at(Stage.RETURNING, Stage.SEATED, Stage.FINISHED)):
+def _between_rounds(state: State) -> bool:
+    """Whether everybody who was in the last round has come back, or is lost."""
+    status, crew = state.round.status, state.workers
+    if status in (Status.FORMING, Status.ACTIVE) or crew.count(Stage.RETURNING):
         return False
-    ready = sum(not worker.leave for _, worker in state.at(Stage.READY))
-    return ready >= state.limits.min_workers
+    return status is not Status.PAUSING or not crew.count(Stage.SEATED, Stage.FINISHED)
 
 
-def _hunger(state: State, ready: int, now: float) -> State:
+def form_at(state: State) -> float | None:
+    """When the next round is formed if nothing else happens; None if it takes more than time."""
+    if not _between_rounds(state) or state.workers.count(Stage.READY) < state.least:
+        return None
+    expected = state.workers.count(Stage.STARTING) and not state.stop_signal
+    if not expected or state.workers.staying(Stage.READY) >= state.target:
+        return state.retry_at
+    if not state.born or all(worker.step < 0 for _, worker in state.at(Stage.READY)):
+        return None  # nobody could train on meanwhile: the workers' own deadline for getting ready is what counts
+    if state.round.status is Status.PAUSING:
+        return state.retry_at  # whoever was worth waiting for has been waited for before the pause
+    return max(state.retry_at, state.round.broken_at + state.limits.replace)
+
+
+def _hunger(state: State, now: float) -> State:
+    """There are too few for a round. Is anybody on the way?"""
+    if state.workers.count(Stage.STARTING):
+        return replace(state, hungry_since=None)
+    if state.stop_signal:
+        return ending.begin(state, causes.stopped(state.stop_signal, saved=False), now)
+    if state.false_starts >= state.limits.failures_per_step:
+        assert state.first_false_start is not None
+        return ending.begin(state, causes.false_starts(state.false_starts, state.first_false_start), now)
     return replace(state, hungry_since=now) if state.hungry_since is None else state
 
 
-def seating(state: State, ready: dict[str, Worker]) -> tuple[str, ...]:
-    """Names in rank order: survivors in their order, newcomers first on the ranks of those who are gone."""
-    before = state.round.members
-    target = state.target
-    survivors = [name for name in before if name in ready]
-    newcomers = sorted((name for name in ready if name not in before), key=lambda name: ready[name].number)
-    if len(survivors) >= target:
-        return tuple(survivors[:target])
-    seats: list[str | None] = [name if name in ready else None for name in before]
-    room = target - len(survivors)
-    for index, name in enumerate(before):
-        if seats[index] is None and newcomers and room:
-            seats[index] = _take(newcomers, rank=index, ready=ready)
-            room -= 1
-    return tuple(name for name in seats if name is not None) + tuple(newcomers[:room])
-
-
-def _take(newcomers: list[str], *, rank: int, ready: dict[str, Worker]) -> str:
-    """The newcomer that was started for this rank, else the oldest."""
-    found = next((name for name in newcomers if ready[name].rank == rank), newcomers[0])
-    newcomers.remove(found)
-    return found
-
-
-def _count_failure(state: State, ready: Iterable[str], now: float) -> tuple[State, bool]:
+def _count_failure(state: State, now: float) -> tuple[State, bool]:
     """Count the failure of a step now that the survivors have said how far they were; True if it was one too many."""
     cause = state.open_failure
     if cause is None:
         return state, False
     if state.progress > state.failed_step:
-        state = replace(state, failures=1, failed_step=state.progress, first_failure=cause)
-    else:
-        state = replace(state, failures=state.failures + 1)
-    state = replace(state, open_failure=None)
-    if state.failures < state.limits.failures_per_step:
+        state = replace(state, failed_step=state.progress, failures=0, outside=0, first_failure=None)
+    failures, outside = state.failures + 1, state.outside + (cause.kind in causes.OUTSIDE)
+    first = causes.heavier(state.first_failure, cause)
+    state = replace(state, failures=failures, outside=outside, first_failure=first, open_failure=None)
+    if failures - outside + outside // OUTSIDE_LOSSES < state.limits.failures_per_step:
         return state, False
-    assert state.first_failure is not None
-    end = causes.step_failed(state.failed_step, state.failures, state.first_failure)
-    return ending.begin(state, end, now), True
+    return ending.begin(state, causes.step_failed(state.failed_step, failures, first), now), True
 
 
 # Growing and shrinking --------------------------------------------------------------------------------
 def _resize(state: State, now: float) -> Outcome:
     """Ask the members to pause where the round should be another one."""
-    if state.round.status is not Status.ACTIVE or state.stop_signal or not state.limits.elastic:
+    if not _can_pause(state):
         return state, ()
-    members = [(name, worker) for name, worker in state.at(Stage.SEATED) if name in state.round.members]
-    staying = sum(not worker.leave for _, worker in members)
-    newcomers = sum(not worker.leave for _, worker in state.at(Stage.READY))
+    crew = state.workers
+    members, staying, newcomers = crew.count(Stage.SEATED), crew.staying(Stage.SEATED), crew.staying(Stage.READY)
     reason = ""
-    if staying < len(members):
-        reason = "leave"
+    if staying < members:
+        due = leave_at(state)
+        reason = "leave" if due is not None and now >= due else ""
     elif staying > state.target:
         reason = "shrink"
     elif staying < state.target and newcomers:
-        if newcomers >= state.target - staying or not any(state.at(Stage.STARTING)):
+        if newcomers >= state.target - staying or not crew.count(Stage.STARTING):
             reason = "grow"  # else wait for the others that are on their way, and disturb once
-    if not reason or len(members) < len(state.round.members):
+    if not reason:
         return state, ()
-    if reason == "leave":
-        due = leave_at(state)
-        if due is None or now < due:
-            return state, ()
-    state = state.in_round(status=Status.PAUSING, since=now, broken_at=now)
-    return state, (PauseRound(tuple(name for name, _ in members), reason),)
+    state = state.in_round(status=Status.PAUSING, moved=now)
+    return state, (PauseRound(state.round.members, reason),)
+
+
+def _can_pause(state: State) -> bool:
+    """Whether there is a round that can be changed, and none of its members has finished."""
+    return (state.round.status is Status.ACTIVE and state.limits.elastic and not state.stop_signal
+            and state.workers.count(Stage.SEATED) == len(state.round.members))
 
 
 def leave_at(state: State) -> float | None:
@@ -196,28 +203,32 @@ def leave_at(state: State) -> float | None:
 
     None if nobody asked, or if the job needs them until somebody else has come.
     """
-    leavers = [worker.since for _, worker in state.at(Stage.SEATED) if worker.leave]
-    rest = sum(not worker.leave for _, worker in state.at(Stage.SEATED, Stage.READY))
-    if not leavers or rest < state.limits.min_workers or not state.limits.elastic:
+    crew = state.workers
+    if crew.staying(Stage.SEATED) == crew.count(Stage.SEATED) or not _can_pause(state):
         return None
-    return min(leavers) + (state.limits.replace if any(state.at(Stage.STARTING)) else 0.0)
+    if crew.staying(Stage.SEATED, Stage.READY) < state.limits.min_workers:
+        return None
+    asked = min(worker.since for _, worker in state.at(Stage.SEATED) if worker.leave)
+    return asked + (state.limits.replace if crew.count(Stage.STARTING) else 0.0)
 
 
 def _send_home(state: State, now: float) -> Outcome:
-    """Dismiss those that are to leave, and whom the job does not need any more."""
-    if state.round.status is Status.PAUSING:
-        return state, ()
-    ready = sorted(state.at(Stage.READY), key=lambda item: item[1].number)
-    gone = {name for name, worker in ready if worker.leave}
+    """Dismiss those that are to leave, and whom the job does not need any more.
+
+    Not before the next round is active: until then they may be the only ones who know the latest step.
+    """
+    crew = state.workers
+    gone: list[str] = []
+    if state.round.status is Status.ACTIVE or not state.born:
+        gone += [name for name, worker in state.at(Stage.READY) if worker.leave] if _leavers(state, Stage.READY) else []
     if state.round.status is Status.ACTIVE:
-        seated = sum(1 for _ in state.at(Stage.SEATED, Stage.FINISHED))
-        keep = max(0, state.target - seated) + state.limits.spares
-        gone |= {name for name, _ in [item for item in ready if item[0] not in gone][keep:]}
-    changed = {name: replace(worker, stage=Stage.LEAVING, since=now) for name, worker in ready if name in gone}
-    state = state.with_workers(changed) if changed else state
-    actions: tuple[Action, ...] = (Dismiss(tuple(changed)),) if changed else ()
-    for name, worker in state.at(Stage.STARTING):
-        if worker.leave:
-            state = state.worker(name, stage=Stage.DOOMED, since=now)
-            actions += (KillWorker(name, worker.agent),)
+        keep = max(0, state.target - crew.staying(Stage.SEATED, Stage.FINISHED)) + state.limits.spares
+        if crew.staying(Stage.READY) > keep:
+            gone += [name for name, worker in state.at(Stage.READY) if not worker.leave][keep:]
+    actions: tuple[Action, ...] = (Dismiss(tuple(gone)),) if gone else ()
+    state = state.with_workers({name: replace(crew[name], stage=Stage.LEAVING, since=now) for name in gone})
     return state, actions
+
+
+def _leavers(state: State, stage: Stage) -> int:
+    return state.workers.count(stage) - state.workers.staying(stage)

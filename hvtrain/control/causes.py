@@ -13,6 +13,12 @@ from hvtrain.errors import ExitCode
 
 ECHO, OBSERVED, CERTAIN = 1, 2, 3
 
+CRASHES = {signals.SIGSEGV, signals.SIGBUS, signals.SIGABRT, signals.SIGILL, signals.SIGFPE}
+"""Signals by which a process ends through its own fault, so that its successor is likely to do the same."""
+
+OUTSIDE = {"killed", "silent", "agent_lost"}
+"""Kinds of losses that come from outside as a rule: a host that goes, a hand, a fault plan; but also want of memory."""
+
 
 @dataclass(frozen=True)
 class Cause:
@@ -33,6 +39,11 @@ class Cause:
         return self.exit_code in (ExitCode.USER_CODE, ExitCode.LOST_WORKERS, ExitCode.STALLED)
 
 
+def heavier(known: Cause | None, other: Cause) -> Cause:
+    """The better account of the two; the first one if they are worth the same."""
+    return known if known is not None and known.weight >= other.weight else other
+
+
 def done() -> Cause:
     return Cause(ExitCode.DONE, "done")
 
@@ -46,9 +57,10 @@ def stopped(signal: int, saved: bool) -> Cause:
 
 def lost_worker(rank: int, host: str, code: int, signal: int, step: int) -> Cause:
     how = f"was killed by {_name(signal)}" if signal else f"ended by itself with exit status {code}"
+    kind = "exited" if not signal else "crashed" if signal in CRASHES else "killed"
     hint = " (if nobody killed it, look for the kernel's out-of-memory message)" if signal == signals.SIGKILL else ""
     return Cause(ExitCode.LOST_WORKERS, f"the worker with rank {rank} on {host} {how}{hint}",
-                 weight=OBSERVED, rank=rank, step=step, kind="killed" if signal else "exited")
+                 weight=OBSERVED, rank=rank, step=step, kind=kind)
 
 
 def lost_agent(agent: str, host: str) -> Cause:
@@ -62,8 +74,8 @@ def too_few_slots(found: int, wanted: int, seconds: float) -> Cause:
 
 
 def too_few_workers(found: int, least: int, seconds: float) -> Cause:
-    return Cause(ExitCode.LOST_WORKERS, f"only {found} of at least {least} workers (elastic.min_workers) are left, and no "
-                 f"others came within launch.start_timeout ({seconds:g} s)", weight=OBSERVED)
+    return Cause(ExitCode.LOST_WORKERS, f"only {found} of at least {least} workers (elastic.min_workers) are left, "
+                 f"and no others came within launch.start_timeout ({seconds:g} s)", weight=OBSERVED)
 
 
 def not_ready(ranks: list[int], seconds: float) -> Cause:
@@ -72,9 +84,14 @@ def not_ready(ranks: list[int], seconds: float) -> Cause:
                  f"({seconds:g} s)", rank=min(ranks), salvage=False, kind="not_ready")
 
 
+def lost_connection(rank: int, step: int) -> Cause:
+    return Cause(ExitCode.LOST_WORKERS, f"rank {rank} lost its connection to another rank, though no worker was lost",
+                 weight=ECHO, rank=rank, step=step, kind="connection")
+
+
 def silent(rank: int, seconds: float, step: int) -> Cause:
-    return Cause(ExitCode.STALLED, f"rank {rank} has given no sign of life for elastic.heartbeat_timeout ({seconds:g} s)",
-                 weight=OBSERVED, rank=rank, step=step, kind="silent")
+    return Cause(ExitCode.STALLED, f"rank {rank} has given no sign of life for elastic.heartbeat_timeout "
+                 f"({seconds:g} s)", weight=OBSERVED, rank=rank, step=step, kind="silent")
 
 
 def stuck(rank: int, seconds: float, step: int) -> Cause:
@@ -84,29 +101,29 @@ def stuck(rank: int, seconds: float, step: int) -> Cause:
 
 
 def no_progress(seconds: float, step: int) -> Cause:
-    return Cause(ExitCode.STALLED, f"all workers have waited for each other for {seconds:.3g} s (elastic.step_timeout) after "
-                 f"step {step}: the network between them, or ranks that take part in different operations",
+    return Cause(ExitCode.STALLED, f"all workers have waited for each other for {seconds:.3g} s (elastic.step_timeout) "
+                 f"after step {step}: the network between them, or ranks that take part in different operations",
                  weight=OBSERVED, step=step, kind="no_progress")
 
 
 def unformed(attempts: int) -> Cause:
-    return Cause(ExitCode.STALLED, f"the workers could not connect to each other in {attempts} attempts, though none of "
-                 "them was lost; their logs say which connection failed", weight=OBSERVED)
-
-
-def did_not_leave(rank: int, seconds: float) -> Cause:
-    return Cause(ExitCode.STALLED, f"rank {rank} did not leave within launch.stop_timeout ({seconds:g} s)",
-                 weight=OBSERVED, rank=rank, kind="stuck")
+    return Cause(ExitCode.STALLED, f"the workers could not connect to each other in {attempts} attempts, though none "
+                 "of them was lost; their logs say which connection failed", weight=OBSERVED)
 
 
 def too_many_losses(count: int, last: Cause) -> Cause:
-    return Cause(last.exit_code, f"{count} workers were lost within an hour, more than elastic.max_losses_per_hour allows; "
-                 f"the last: {last.reason}", last.traceback, weight=CERTAIN, rank=last.rank, step=last.step)
+    return Cause(last.exit_code, f"{count} workers were lost within an hour, more than elastic.max_losses_per_hour "
+                 f"allows; the last: {last.reason}", last.traceback, weight=CERTAIN, rank=last.rank, step=last.step)
 
 
 def step_failed(step: int, failures: int, first: Cause) -> Cause:
     return Cause(first.exit_code, f"step {step + 1} failed {failures} times (elastic.max_failures_per_step). The first "
                  f"failure: {first.reason}", first.traceback, weight=CERTAIN, rank=first.rank, step=step)
+
+
+def false_starts(count: int, first: Cause) -> Cause:
+    return Cause(first.exit_code, f"{count} workers in a row failed before they were ready, and the job cannot go on "
+                 f"without them. The first failure: {first.reason}", first.traceback, weight=CERTAIN, rank=first.rank)
 
 
 def _name(signal: int) -> str:

@@ -132,7 +132,8 @@ class ThreadedLink:
                  on_lost: Callable[[], None], beat: Callable[[], messages.Message | None], beat_seconds: float,
                  patience: float):
         self._address, self._hello, self._patience = address, hello, patience
-        self._link = Link(address, patience)
+        self._ping = max(1.0, patience)  # a busy process answers late
+        self._link = Link(address, self._ping)
         self._on_message, self._on_back, self._on_lost = on_message, on_back, on_lost
         self._beat, self._beat_seconds = beat, beat_seconds
         self._loop = asyncio.new_event_loop()
@@ -218,7 +219,7 @@ class ThreadedLink:
         deadline = self._loop.time() + self._patience
         while self._loop.time() < deadline:
             await self._link.close()
-            self._link = Link(self._address, self._patience)
+            self._link = Link(self._address, self._ping)
             try:
                 await self._link.open(self._hello(True))
                 return True

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from hvtrain.control import causes
 from hvtrain.control.causes import Cause
 from hvtrain.control.events import Action, Dismiss, EndJob, KillWorker
-from hvtrain.control.roster import Phase, Stage, State
+from hvtrain.control.roster import Phase, Stage, State, replace
 from hvtrain.errors import ExitCode
 
 Outcome = tuple[State, tuple[Action, ...]]
@@ -17,11 +15,16 @@ SALVAGERS = (Stage.READY, Stage.SEATED, Stage.RETURNING, Stage.FINISHED)
 
 def begin(state: State, cause: Cause, now: float) -> State:
     """Enter ENDING, or let a better cause replace the known one while its verdict is awaited."""
-    if state.phase is not Phase.ENDING:
+    if state.phase is not Phase.ENDING or state.cause is None:
         return replace(state, phase=Phase.ENDING, since=now, cause=cause)
-    if state.cause is None or (cause.weight > state.cause.weight and state.cause.exit_code != ExitCode.DONE):
-        return replace(state, cause=cause)
-    return state
+    if state.cause.exit_code == ExitCode.DONE:
+        return state
+    return replace(state, cause=causes.heavier(state.cause, cause))
+
+
+def hasten(state: State, now: float) -> State:
+    """A person insists: what has not ended by now is killed."""
+    return state if state.killed else replace(state, since=now - state.limits.stop)
 
 
 def settle(state: State, now: float) -> Outcome:
@@ -31,7 +34,7 @@ def settle(state: State, now: float) -> Outcome:
         return _over(state)
     actions: tuple[Action, ...] = ()
     known = state.cause.weight >= causes.OBSERVED or now >= state.since + state.limits.replace
-    if not state.dismissed and (known or not any(state.at(Stage.SEATED, Stage.RETURNING))):
+    if not state.dismissed and (known or not state.workers.count(Stage.SEATED, Stage.RETURNING)):
         state, actions = _dismiss(state)
     if not state.killed and now >= state.since + state.limits.stop:
         state = replace(state, killed=True)
@@ -53,8 +56,8 @@ def _dismiss(state: State) -> Outcome:
 
 def _worth_saving(state: State) -> bool:
     assert state.cause is not None
-    finished = state.cause.exit_code == ExitCode.DONE or any(state.at(Stage.FINISHED))
-    return state.cause.salvage and not finished
+    saved = any(worker.rank == 0 for _, worker in state.at(Stage.FINISHED))  # before it says so, rank 0 saves
+    return state.cause.salvage and not saved and state.cause.exit_code != ExitCode.DONE
 
 
 def _over(state: State) -> Outcome:

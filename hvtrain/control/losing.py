@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from types import MappingProxyType
-
 from hvtrain.control import causes, ending
 from hvtrain.control.causes import Cause
 from hvtrain.control.events import Action, CutRound, Dismiss, DropAgent, KillWorker, ReportLoss
-from hvtrain.control.roster import Phase, Stage, State, Status
+from hvtrain.control.roster import FIRST_REST, FORM_ATTEMPTS, Phase, Stage, State, Status, replace
+from hvtrain.errors import ExitCode
 
 Outcome = tuple[State, tuple[Action, ...]]
 
@@ -28,29 +26,32 @@ def lose(state: State, name: str, cause: Cause, now: float, *, own_fault: bool =
     actions: tuple[Action, ...] = (ReportLoss(name, worker.rank, worker.agent, cause),)
     if kill:
         actions += (KillWorker(name, worker.agent, stacks),)
-    was_member = worker.stage is Stage.SEATED and name in state.round.members
     state = state.worker(name, stage=Stage.DOOMED, since=now)
     if state.phase is not Phase.OPEN:
-        # Before anybody trains a loss ends the job; while it ends, a better account may still come.
-        return ending.begin(state, cause, now), actions
-    state = replace(state, losses=tuple(t for t in state.losses if now - t < HOUR) + (now,))
+        return ending.begin(state, cause, now), actions  # while the job ends, a better account may still come
+    state = replace(state, losses=tuple(t for t in state.losses if now - t < HOUR) + (now,), unformed=0, retry_at=0.0)
     limit = state.limits.losses_per_hour
     if not state.limits.elastic or (own_fault and not state.born):
         return ending.begin(state, cause, now), actions
     if limit is not None and len(state.losses) > limit:
         return ending.begin(state, causes.too_many_losses(len(state.losses), cause), now), actions
-    if was_member and state.round.status in (Status.FORMING, Status.ACTIVE, Status.PAUSING):
+    if worker.stage is Stage.SEATED and state.running:
         failure = cause if own_fault or state.round.status is not Status.FORMING else None
         state, more = break_round(state, cause.reason, now, failure=failure)
-        return replace(state, unformed=0), actions + more
-    if own_fault:
-        state = replace(state, open_failure=state.open_failure or cause)
+        return state, actions + more
+    if worker.stage is Stage.STARTING:
+        return _false_start(state, worker.agent, cause, now, own_fault=own_fault), actions
+    if name in state.round.members and (own_fault or state.open_failure is not None):
+        state = _note(state, cause)  # it may be the one whom the others lost their connection to
     return state, actions
 
 
 def failed(state: State, name: str, cause: Cause, now: float) -> Outcome:
     """The worker has ended by an exception of its own."""
-    if not state.limits.elastic or not cause.passing or not state.born or state.phase is not Phase.OPEN:
+    worker = state.workers[name]
+    # A newcomer's host may lack what the others have; whoever trains already is not to suffer for it.
+    passing = cause.passing or (worker.stage is Stage.STARTING and cause.exit_code == ExitCode.ENVIRONMENT)
+    if not state.limits.elastic or not passing or not state.born or state.phase is not Phase.OPEN:
         state = state.worker(name, stage=Stage.DOOMED, since=now)
         return ending.begin(state, cause, now), ()
     return lose(state, name, cause, now, own_fault=True)
@@ -58,12 +59,28 @@ def failed(state: State, name: str, cause: Cause, now: float) -> Outcome:
 
 def break_round(state: State, reason: str, now: float, *, failure: Cause | None) -> Outcome:
     """End the round: its members come back for another one. ``failure`` is what the step failed of."""
-    members = [(n, w) for n, w in state.at(Stage.SEATED, Stage.FINISHED, Stage.READY) if n in state.round.members]
-    state = state.with_workers({name: replace(worker, stage=Stage.RETURNING, since=now, waiting=False, ticked=now)
-                                for name, worker in members if worker.stage is not Stage.READY})
+    members = [(name, state.workers[name]) for name in state.round.members if name in state.workers]
+    state = state.with_workers({
+        name: replace(worker, stage=Stage.RETURNING, since=now, waiting=False, ticked=now)
+        for name, worker in members if worker.stage in (Stage.SEATED, Stage.FINISHED)})
     state = state.in_round(status=Status.BROKEN, since=now, broken_at=now)
-    state = replace(state, open_failure=state.open_failure or failure)
-    return state, (CutRound(state.round.number, tuple(name for name, _ in members), reason),)
+    told = tuple(name for name, worker in members if worker.stage in (Stage.SEATED, Stage.FINISHED, Stage.READY))
+    state = _note(state, failure) if failure is not None else state
+    return state, (CutRound(state.round.number, told, reason),)
+
+
+def not_formed(state: State, reason: str, now: float) -> Outcome:
+    """The round could not be formed, though nobody was lost.
+
+    It is tried again at once, in case somebody's loss was noticed by its peers first; after that no sooner than
+    comm.timeout after the attempt before, however soon that failed: a network needs time to come back.
+    """
+    began = state.round.since
+    state = replace(state, unformed=state.unformed + 1)
+    if state.unformed >= FORM_ATTEMPTS:
+        return ending.begin(state, causes.unformed(state.unformed), now), ()
+    state = replace(state, retry_at=began + state.limits.form if state.unformed > 1 else 0.0)
+    return break_round(state, reason, now, failure=None)
 
 
 def lose_agent(state: State, name: str, now: float) -> Outcome:
@@ -73,6 +90,7 @@ def lose_agent(state: State, name: str, now: float) -> Outcome:
         return state, ()
     cause = causes.lost_agent(name, agent.host)
     actions: tuple[Action, ...] = (DropAgent(name),)
+    state = replace(state, agents=state.agents.without(name))
     theirs = [n for n, worker in state.workers.items() if worker.agent == name]
     if theirs:  # who of them is still alive has lost its parent, or is about to
         actions += (Dismiss(tuple(theirs)),)
@@ -81,7 +99,20 @@ def lose_agent(state: State, name: str, now: float) -> Outcome:
             state, more = lose(state, worker, cause, now)
             actions += more
         state = state.without(worker)
-    state = replace(state, agents=MappingProxyType({n: a for n, a in state.agents.items() if n != name}))
-    if state.phase is Phase.OPEN and not state.limits.elastic and theirs:
-        state = ending.begin(state, cause, now)
     return state, actions
+
+
+def _note(state: State, failure: Cause) -> State:
+    return replace(state, open_failure=causes.heavier(state.open_failure, failure))
+
+
+def _false_start(state: State, agent: str, cause: Cause, now: float, *, own_fault: bool) -> State:
+    """A worker was lost before it was ready: its agent tries again at once, then at longer and longer intervals."""
+    if own_fault:
+        state = replace(state, false_starts=state.false_starts + 1,
+                        first_false_start=causes.heavier(state.first_false_start, cause))
+    if agent not in state.agents:
+        return state
+    count = state.agents[agent].false_starts + 1
+    rest = min(state.limits.start, FIRST_REST * 2.0 ** min(count - 2, 20)) if count > 1 else 0.0
+    return state.agent(agent, false_starts=count, rest_until=now + rest if rest else 0.0)

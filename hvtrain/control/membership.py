@@ -18,8 +18,6 @@ when :func:`deadline` is reached.
 from __future__ import annotations
 
 import signal
-from dataclasses import replace
-from types import MappingProxyType
 
 from hvtrain.control import assembling, causes, ending, losing, watching
 from hvtrain.control.events import (
@@ -27,12 +25,12 @@ from hvtrain.control.events import (
     ScaleRequested, StopRequested, TellStop, Tick, WorkerBeat, WorkerEnded, WorkerExited, WorkerFormed,
     WorkerLeaving, WorkerReady,
 )
-from hvtrain.control.roster import Agent, Phase, Stage, State, Status
+from hvtrain.control.roster import PACE_HALVES, Agent, Phase, Stage, State, Status, replace
 
 Outcome = tuple[State, tuple[Action, ...]]
 
-CRASHES = {signal.SIGSEGV, signal.SIGBUS, signal.SIGABRT, signal.SIGILL, signal.SIGFPE}
-"""Signals by which a process ends through its own fault, so that its successor is likely to do the same."""
+SIGNS_OF_LIFE = (AgentBeat, WorkerBeat)
+"""Events that nothing follows from but later deadlines."""
 
 
 def step(state: State, event: Event, now: float) -> Outcome:
@@ -40,14 +38,14 @@ def step(state: State, event: Event, now: float) -> Outcome:
     if state.phase is Phase.OVER:
         return state, ()
     state, actions = _HANDLERS[type(event)](state, event, now)
-    return _settle(state, actions, now)
+    if not isinstance(event, SIGNS_OF_LIFE):
+        state, actions = _settle(state, actions, now)
+    return watching.looked(state) if isinstance(event, Tick) else watching.moved_on(state, now), actions
 
 
 def deadline(state: State) -> float | None:
     """When a :class:`Tick` is due at the latest; None once the job is over."""
-    if state.phase is Phase.OVER:
-        return None
-    return min(wait.at for wait in watching.waits(state))
+    return None if state.phase is Phase.OVER else watching.deadline(state)
 
 
 def _settle(state: State, actions: tuple[Action, ...], now: float) -> Outcome:
@@ -56,8 +54,8 @@ def _settle(state: State, actions: tuple[Action, ...], now: float) -> Outcome:
         state, more = assembling.settle(state, now)
         actions += more
     if state.phase is Phase.OPEN and _all_finished(state):
-        cause = causes.stopped(state.stop_signal, saved=True) if state.stop_signal else causes.done()
-        state = ending.begin(state, cause, now)
+        saved = state.stop_signal and state.stopped
+        state = ending.begin(state, causes.stopped(state.stop_signal, saved=True) if saved else causes.done(), now)
     if state.phase is Phase.ENDING:
         state, more = ending.settle(state, now)
         actions += more
@@ -65,15 +63,14 @@ def _settle(state: State, actions: tuple[Action, ...], now: float) -> Outcome:
 
 
 def _all_finished(state: State) -> bool:
-    stages = {worker.stage for worker in state.workers.values()}
-    return (state.born and Stage.FINISHED in stages and not stages & {Stage.SEATED, Stage.RETURNING}
-            and state.round.status in (Status.ACTIVE, Status.PAUSING))
+    crew = state.workers
+    return (state.round.status in (Status.ACTIVE, Status.PAUSING) and crew.count(Stage.FINISHED) > 0
+            and not crew.count(Stage.SEATED, Stage.RETURNING))
 
 
 # Agents -----------------------------------------------------------------------------------------------
 def _agent_joined(state: State, event: AgentJoined, now: float) -> Outcome:
-    agents = {**state.agents, event.agent: Agent(event.host, event.slots, last_beat=now)}
-    return replace(state, agents=MappingProxyType(agents)), ()
+    return replace(state, agents=state.agents.put(event.agent, Agent(event.host, event.slots, last_beat=now))), ()
 
 
 def _agent_beat(state: State, event: AgentBeat, now: float) -> Outcome:
@@ -85,15 +82,15 @@ def _agent_lost(state: State, event: AgentLost, now: float) -> Outcome:
 
 
 def _agent_leaving(state: State, event: AgentLeaving, now: float) -> Outcome:
-    if event.agent not in state.agents or state.phase is not Phase.OPEN or not state.limits.elastic:
-        return _stop_requested(state, StopRequested(signal.SIGTERM), now)
+    if event.agent not in state.agents:
+        return state, ()
     state = state.agent(event.agent, leaving=True)
-    slots = sum(agent.slots for agent in state.agents.values() if not agent.leaving)
-    if slots < state.limits.min_workers or not slots:
+    if not state.limits.elastic or state.agents.slots < state.limits.min_workers:
         return _stop_requested(state, StopRequested(signal.SIGTERM), now)
-    theirs = {name: replace(worker, leave=True, since=now) for name, worker in state.workers.items()
-              if worker.agent == event.agent and worker.taking_part}
-    return state.with_workers(theirs), (() if theirs else (ReleaseAgent(event.agent),))
+    theirs = {name: worker for name, worker in state.workers.items() if worker.agent == event.agent}
+    state = state.with_workers({name: replace(worker, leave=True, since=now) for name, worker in theirs.items()
+                                if not worker.leave and (worker.taking_part or worker.stage is Stage.FINISHED)})
+    return state, (() if theirs else (ReleaseAgent(event.agent),))
 
 
 # Workers ----------------------------------------------------------------------------------------------
@@ -102,25 +99,44 @@ def _worker_ready(state: State, event: WorkerReady, now: float) -> Outcome:
     if worker is None or worker.stage not in (Stage.STARTING, Stage.SEATED, Stage.RETURNING):
         return state, ()
     actions: tuple[Action, ...] = ()
-    running = state.round.status in (Status.FORMING, Status.ACTIVE)
-    if worker.stage is Stage.SEATED and running:
-        # It noticed by itself that something is wrong, or its seat never reached it.
-        state, actions = losing.break_round(state, f"rank {worker.rank} lost a connection", now, failure=None)
-    state = state.worker(event.worker, stage=Stage.READY, since=now, last_beat=now, step=event.step, waiting=False)
+    if worker.stage is Stage.SEATED and state.phase is Phase.OPEN:
+        if event.round < state.round.number and (event.worker in state.round.formed or event.round > worker.returned):
+            return state, ()  # said before it has taken the seat that is on its way to it
+        state, actions = _came_back(state, event, now)
+    if worker.stage is Stage.STARTING:
+        state = replace(state, false_starts=0, first_false_start=None)
+        if state.agents[worker.agent].false_starts:
+            state = state.agent(worker.agent, false_starts=0, rest_until=0.0)
+    state = state.worker(event.worker, stage=Stage.READY, since=now, last_beat=now, step=event.step, waiting=False,
+                         returned=event.round)
     return replace(state, progress=max(state.progress, event.step)), actions
 
 
+def _came_back(state: State, event: WorkerReady, now: float) -> Outcome:
+    """A member has left the round by itself: it was asked to, or it has noticed something that we have not."""
+    rank, status = state.workers[event.worker].rank, state.round.status
+    if event.round < state.round.number:  # it repeats itself, for its connection was broken
+        return losing.break_round(state, f"the seat of rank {rank} may be lost", now, failure=None)
+    if status is Status.FORMING:
+        return losing.not_formed(state, f"rank {rank} could not connect to the others", now)
+    if status is Status.ACTIVE:
+        failure = causes.lost_connection(rank, state.progress)
+        return losing.break_round(state, failure.reason, now, failure=failure)
+    return state, ()
+
+
 def _worker_formed(state: State, event: WorkerFormed, now: float) -> Outcome:
-    current = state.round
-    if event.round != current.number or current.status is not Status.FORMING or event.worker not in current.members:
+    current, worker = state.round, state.workers.get(event.worker)
+    if (event.round != current.number or current.status is not Status.FORMING or worker is None
+            or worker.stage is not Stage.SEATED):
         return state, ()
     state = state.worker(event.worker, step=event.step, last_beat=now, ticked=now)
-    state = state.in_round(formed=current.formed | {event.worker})
+    state = state.in_round(formed=current.formed | {event.worker}, moved=now)
     if len(state.round.formed) < len(current.members):
         return state, ()
     state = state.in_round(status=Status.ACTIVE, since=now)
     actions: tuple[Action, ...] = (RoundActive(current.number, event.step, state.progress),)
-    state = replace(state, born=True, progress=event.step, unformed=0, hungry_since=None)
+    state = replace(state, born=True, progress=event.step, unformed=0, retry_at=0.0)
     if state.stop_signal:  # who came later has not been told
         actions += (TellStop(current.members, state.stop_signal),)
     return state, actions
@@ -130,37 +146,51 @@ def _worker_beat(state: State, event: WorkerBeat, now: float) -> Outcome:
     worker = state.workers.get(event.worker)
     if worker is None:
         return state, ()
-    moved = event.ticks != worker.ticks or event.step != worker.step
-    state = state.worker(event.worker, last_beat=now, ticks=event.ticks, waiting=event.waiting,
-                         step=max(worker.step, event.step) if worker.stage is Stage.SEATED else worker.step,
-                         ticked=now if moved else worker.ticked)
-    if worker.stage is Stage.SEATED:
-        state = replace(state, progress=max(state.progress, event.step), pace=max(0.9 * state.pace, event.slowest))
+    # Who comes out of a wait gets on, though it has not got anything done yet.
+    moved = event.ticks != worker.ticks or (worker.waiting and not event.waiting)
+    seated = worker.stage is Stage.SEATED
+    changed = replace(worker, last_beat=now, ticks=event.ticks, waiting=event.waiting,
+                      step=max(worker.step, event.step) if seated else worker.step,
+                      ticked=now if moved else worker.ticked)
+    state = state.with_workers({event.worker: changed})
+    if seated and moved and state.round.status is Status.FORMING:
+        state = state.in_round(moved=now)
+    if seated:
+        pace = state.pace * 0.5 ** ((now - state.paced) / PACE_HALVES)
+        state = replace(state, progress=max(state.progress, event.step), pace=max(pace, event.slowest), paced=now)
     return state, ()
 
 
 def _worker_leaving(state: State, event: WorkerLeaving, now: float) -> Outcome:
     worker = state.workers.get(event.worker)
-    if worker is None or not worker.taking_part:
+    if worker is None or not worker.taking_part or worker.leave:
         return state, ()
+    if not state.limits.elastic:  # there will be no other in its place
+        return _stop_requested(state, StopRequested(signal.SIGTERM), now)
     return state.worker(event.worker, leave=True, since=now), ()
 
 
 def _worker_ended(state: State, event: WorkerEnded, now: float) -> Outcome:
     worker = state.workers.get(event.worker)
-    if worker is None or worker.stage in (Stage.DOOMED, Stage.FINISHED):
+    if worker is None or worker.stage in (Stage.DOOMED, Stage.FINISHED, Stage.LEAVING):
         return state, ()
-    if event.step is not None and state.phase is Phase.OPEN:
+    opened = state.phase is Phase.OPEN
+    if event.step is not None and opened:
         state = replace(state, progress=max(state.progress, event.step))
     if event.cause is not None:
         return losing.failed(state, event.worker, event.cause, now)
-    if event.left or worker.stage is Stage.LEAVING:
-        return state.worker(event.worker, stage=Stage.LEAVING), ()
-    if worker.stage is not Stage.RETURNING:  # else its message has crossed ours that the round is broken
-        state = state.worker(event.worker, stage=Stage.FINISHED, since=now)
-    if event.stopped and not state.stop_signal:
-        state = replace(state, stop_signal=signal.SIGTERM, since=now)
-    return state, ()
+    actions: tuple[Action, ...] = ()
+    if event.left:
+        if worker.stage is Stage.SEATED and opened and state.running:
+            state, actions = losing.break_round(state, f"rank {worker.rank} has left", now, failure=None)
+        return state.worker(event.worker, stage=Stage.LEAVING, since=now), actions
+    if event.stopped and opened:
+        state = state if state.stop_signal else replace(state, stop_signal=signal.SIGTERM, since=now)
+    if worker.stage is Stage.SEATED:  # else its message has crossed ours that the round is broken
+        state = replace(state, stopped=event.stopped)
+        state = state.worker(event.worker, stage=Stage.FINISHED, since=now,
+                             step=worker.step if event.step is None else event.step)
+    return state, actions
 
 
 def _worker_exited(state: State, event: WorkerExited, now: float) -> Outcome:
@@ -171,12 +201,13 @@ def _worker_exited(state: State, event: WorkerExited, now: float) -> Outcome:
     if worker.taking_part and not (state.phase is Phase.ENDING and state.dismissed):
         host = state.agents[worker.agent].host if worker.agent in state.agents else worker.agent
         cause = causes.lost_worker(worker.rank, host, event.code, event.signal, worker.step)
-        itself = event.signal in CRASHES or not event.signal
-        state, actions = losing.lose(state, event.worker, cause, now, own_fault=itself)
+        own_fault = cause.kind != "killed"
+        state, actions = losing.lose(state, event.worker, cause, now, own_fault=own_fault)
     state = state.without(event.worker)
     agent = state.agents.get(worker.agent)
-    if agent is not None and agent.leaving and not any(w.agent == worker.agent for w in state.workers.values()):
-        actions += (ReleaseAgent(worker.agent),)
+    if (agent is not None and agent.leaving and state.phase is Phase.OPEN and not state.stop_signal
+            and not any(w.agent == worker.agent for w in state.workers.values())):
+        actions += (ReleaseAgent(worker.agent),)  # at the job's end all are told how it ended
     return state, actions
 
 
@@ -190,11 +221,12 @@ def _job_failed(state: State, event: JobFailed, now: float) -> Outcome:
 
 
 def _stop_requested(state: State, event: StopRequested, now: float) -> Outcome:
-    if state.phase is Phase.ENDING:
-        return state, ()
-    if not state.born or (event.insist and state.insisted):
-        return ending.begin(state, causes.stopped(event.signal, saved=False), now), ()
+    again = event.insist and state.insisted
     state = replace(state, insisted=state.insisted or event.insist)
+    if state.phase is Phase.ENDING:
+        return (ending.hasten(state, now) if again else state), ()
+    if not state.born or again:
+        return ending.begin(state, causes.stopped(event.signal, saved=False), now), ()
     if state.stop_signal:
         return state, ()
     state = replace(state, stop_signal=event.signal, since=now)

@@ -1,13 +1,15 @@
-"""The state of the membership machine: phases, stages, agents, workers, the round, and the limits of its waits."""
+"""The state of the membership machine: the job's phase, its round, its people, and the limits of its waits."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import Enum
-from types import MappingProxyType
 from typing import Iterator, Mapping
 
 from hvtrain.control.causes import Cause
+from hvtrain.control.crew import Agent, Crew, Fleet, Stage, Worker, replace
+
+__all__ = ["Agent", "Crew", "Fleet", "Limits", "Phase", "Round", "Stage", "State", "Status", "Worker", "replace"]
 
 
 class Phase(Enum):
@@ -15,18 +17,6 @@ class Phase(Enum):
     OPEN = "open"  # workers start, train, are lost and replaced
     ENDING = "ending"  # a cause is known; workers finish what they must
     OVER = "over"
-
-
-class Stage(Enum):
-    """Where a worker stands."""
-
-    STARTING = "starting"  # its start was ordered; it builds its model and data
-    READY = "ready"  # waits for a seat
-    SEATED = "seated"  # a member of the round
-    RETURNING = "returning"  # its round is over; it is to say that it is ready again
-    LEAVING = "leaving"  # was told to go
-    FINISHED = "finished"  # its loop has ended well; it keeps its state until all have
-    DOOMED = "doomed"  # is being killed; nobody waits for it any more
 
 
 class Status(Enum):
@@ -60,55 +50,29 @@ class Limits:
 STEP_FLOOR, STEP_FACTOR = 20.0, 10.0
 """elastic.step_timeout: auto is the larger of this many seconds and so many times the slowest step so far."""
 
+PACE_HALVES = 600.0
+"""What is known of the slowest step halves in so many seconds: one hiccup does not blunt the watch for good."""
+
 FORM_ATTEMPTS = 3
 """A round that cannot be formed so many times in a row, though nobody was lost, ends the job."""
 
+OUTSIDE_LOSSES = 3
+"""So many losses from outside count as one failure of the step: they seldom are the step's fault, but may be."""
 
-@dataclass(frozen=True)
-class Worker:
-    """``ticks`` counts what the worker has got done (micro-batches, steps); ``ticked`` is when it last changed.
-
-    ``waiting``: it waits for the others in a collective operation, so it is not the one that holds them up.
-    """
-
-    agent: str
-    number: int
-    rank: int
-    stage: Stage = Stage.STARTING
-    since: float = 0.0
-    last_beat: float = 0.0
-    step: int = -1  # committed steps; -1: holds no state of the run yet
-    ticks: int = 0
-    ticked: float = 0.0
-    waiting: bool = False
-    local: int = 0  # which of its host's devices it uses
-    leave: bool = False  # is to leave at the next step boundary
-
-    @property
-    def alive(self) -> bool:
-        return self.stage is not Stage.DOOMED
-
-    @property
-    def taking_part(self) -> bool:
-        """It trains or may train."""
-        return self.stage in (Stage.STARTING, Stage.READY, Stage.SEATED, Stage.RETURNING)
-
-
-@dataclass(frozen=True)
-class Agent:
-    host: str
-    slots: int
-    last_beat: float = 0.0
-    leaving: bool = False
+FIRST_REST = 1.0
+"""An agent that has lost two workers in a row before they were ready rests so many seconds; then twice as long ..."""
 
 
 @dataclass(frozen=True)
 class Round:
+    """``since`` is when it was begun to be formed, became active, or broke."""
+
     number: int = 0
     status: Status = Status.NONE
     since: float = 0.0
     members: tuple[str, ...] = ()
     formed: frozenset[str] = frozenset()
+    moved: float = 0.0  # when a member last got on with forming it; or when all were last asked to pause
     broken_at: float = 0.0  # when the round before it ended: what replacements are measured from
 
 
@@ -121,38 +85,51 @@ class State:
     follow: bool = False
     phase: Phase = Phase.GATHERING
     since: float = 0.0
-    agents: Mapping[str, Agent] = field(default_factory=dict)
-    workers: Mapping[str, Worker] = field(default_factory=dict)
+    agents: Fleet = field(default_factory=Fleet)
+    workers: Crew = field(default_factory=Crew)
     round: Round = Round()
     next_number: int = 0
     born: bool = False  # whether a round has ever been active
     progress: int = 0  # highest step that anybody has committed
     pace: float = 0.0  # slowest step so far, seconds
+    paced: float = 0.0  # when that was last looked at
     failed_step: int = -1
     failures: int = 0  # at failed_step
+    outside: int = 0  # how many of those came from outside
     first_failure: Cause | None = None
     open_failure: Cause | None = None  # the latest one; counted once the survivors have said how far they were
+    false_starts: int = 0  # workers that failed by themselves before they were ready, in a row
+    first_false_start: Cause | None = None
     unformed: int = 0  # attempts to form a round that failed without a loss, in a row
+    retry_at: float = 0.0  # the next attempt is not made before
     losses: tuple[float, ...] = ()  # times of the last hour's losses
-    hungry_since: float | None = None  # since when there are fewer workers than min_workers
+    hungry_since: float | None = None  # since when there are too few workers for a round, and none on the way
+    due: float | None = None  # no wait for a worker or an agent ends before; see watching.deadline
     cause: Cause | None = None
     stop_signal: int = 0
+    stopped: bool = False  # whether the latest to finish did so because of a stop
     insisted: bool = False  # whether a person at the launcher has asked already
     dismissed: bool = False
     killed: bool = False
 
+    def __post_init__(self) -> None:
+        for name, table in (("agents", Fleet), ("workers", Crew)):
+            given = getattr(self, name)
+            if not isinstance(given, table):
+                object.__setattr__(self, name, table(dict(given)))
+
     def worker(self, name: str, **changes) -> State:
         """This state with changes to one worker."""
-        return self.with_workers({name: replace(self.workers[name], **changes)})
+        return replace(self, workers=self.workers.put({name: replace(self.workers[name], **changes)}))
 
     def with_workers(self, changed: Mapping[str, Worker]) -> State:
-        return replace(self, workers=MappingProxyType({**self.workers, **changed}))
+        return replace(self, workers=self.workers.put(changed)) if changed else self
 
     def without(self, name: str) -> State:
-        return replace(self, workers=MappingProxyType({n: w for n, w in self.workers.items() if n != name}))
+        return replace(self, workers=self.workers.without(name))
 
     def agent(self, name: str, **changes) -> State:
-        return replace(self, agents=MappingProxyType({**self.agents, name: replace(self.agents[name], **changes)}))
+        return replace(self, agents=self.agents.put(name, replace(self.agents[name], **changes)))
 
     def in_round(self, **changes) -> State:
         """This state with changes to its round."""
@@ -160,18 +137,30 @@ class State:
 
     def at(self, *stages: Stage) -> Iterator[tuple[str, Worker]]:
         """Name and worker of everybody in one of ``stages``, the oldest first."""
-        return ((name, worker) for name, worker in self.workers.items() if worker.stage in stages)
+        return self.workers.at(*stages)
 
     @property
     def target(self) -> int:
         """How many workers the round should have."""
-        slots = sum(agent.slots for agent in self.agents.values() if not agent.leaving)
-        size = slots if self.follow else self.wanted
-        return max(1, min(size, self.limits.max_workers or size))
+        size = self.agents.slots if self.follow else self.wanted
+        return max(1, self.limits.min_workers, min(size, self.limits.max_workers or size))
+
+    @property
+    def least(self) -> int:
+        """With how many workers a round can do."""
+        if self.stop_signal:
+            return 1  # there is only the last step to be saved
+        return self.limits.min_workers if self.limits.elastic else self.target
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a round that can break."""
+        return self.round.status in (Status.FORMING, Status.ACTIVE, Status.PAUSING)
 
     @property
     def step_limit(self) -> float:
         """How long a worker may go without getting anything done, seconds."""
         if self.limits.step is not None:
             return self.limits.step
-        return max(STEP_FLOOR, STEP_FACTOR * self.pace) * 2 ** min(self.failures, 3)
+        failures = self.failures if self.progress <= self.failed_step else 0
+        return max(STEP_FLOOR, STEP_FACTOR * self.pace) * 2 ** min(failures, 3)

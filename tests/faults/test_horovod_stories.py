@@ -82,7 +82,7 @@ def test_all_ranks_failure(two_hosts):
 
 def test_hosts_added_and_removed(cluster):
     """test_hosts_added_and_removed. The host that is removed is told before (SIGTERM), so not even a step is taken twice."""
-    cluster.start(*ENDLESS, hosts={"a": 1}, follow=True)
+    cluster.start(*ENDLESS, hosts={"a": 1}, follow=True, later=1)
     cluster.until_step(3)
     cluster.add("b", 2)
     cluster.until_resize(3)
@@ -110,7 +110,7 @@ def fixed_hosts(tmp_path_factory):
     """A job on a fixed set of three hosts that loses first one, then another."""
     job = Cluster(tmp_path_factory.mktemp("fixed"))
     with ending(job):
-        job.start(*ENDLESS, "elastic.min_workers=2", "launch.start_timeout=10s", "checkpoint.every=1000000 steps",
+        job.start(*ENDLESS, "elastic.min_workers=2", "launch.start_timeout=8s", "checkpoint.every=1000000 steps",
                   hosts={"a": 1, "b": 1, "c": 1})
         job.until_step(10)
         job.kill("b")
@@ -154,7 +154,7 @@ def test_reset_limit(run):
 
 def test_resurrecting_blacklisted_hosts(cluster):
     """test_resurrecting_blacklisted_hosts: a host dies, comes back, and is taken in again; twice."""
-    cluster.start(*ENDLESS, hosts={"a": 1, "b": 1}, follow=True)
+    cluster.start(*ENDLESS, hosts={"a": 1, "b": 1}, follow=True, later=2)
     cluster.until_step(5)
     cluster.kill("b")
     cluster.until_resize(1)

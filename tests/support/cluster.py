@@ -25,26 +25,36 @@ class Cluster(Run):
 
     def __init__(self, directory: Path, name: str = "run"):
         super().__init__(directory, name)
+        self._record = directory / f"{name}.boot.json"
+        self._waiting: list[tuple[str, subprocess.Popen]] = []
         self._marks: dict[str, str] = {}
         self._agents: dict[str, subprocess.Popen] = {}
 
-    def start(self, *overrides: str, hosts: Mapping[str, int], follow: bool = False,
+    def start(self, *overrides: str, hosts: Mapping[str, int], follow: bool = False, later: int = 0,
               faults: Sequence[dict[str, Any]] = ()) -> Cluster:
-        """Start the job on ``hosts`` (name: slots), with a worker on each slot; ``follow`` takes every slot that is added.
+        """Start the job on ``hosts`` (name: slots), with a worker on each slot.
+
+        Args:
+            follow: the job takes every slot that is added.
+            later: so many hosts will be added; their agents import what they need beside the others.
         """
-        self._record = self.base / f"{self.dir.name}.boot.json"
         plan = self.write_plan(faults) if faults else ""
-        waiting = {name: self._agent(name) for name in hosts}  # they import while the coordinator does
+        self._waiting = [self._agent() for _ in range(len(hosts) + later)]
         self.launch([sys.executable, "-m", "tests.support.cluster", str(self.base / "job.yaml"), str(self._record),
                      str(plan), "follow" if follow else "fixed", f"run.dir={self.dir}",
                      f"launch.workers={sum(hosts.values())}", *overrides])
-        for name, agent in waiting.items():
-            self._tell(agent, name, hosts[name])
+        for name, slots in hosts.items():
+            self.add(name, slots)
         return self
 
     def add(self, name: str, slots: int) -> None:
         """A host joins, perhaps one that was lost before."""
-        self._tell(self._agent(name), name, slots)
+        self._marks[name], agent = self._waiting.pop(0) if self._waiting else self._agent()
+        self._agents[name] = agent
+        record = self.until(lambda: self._record.exists() and self._record.read_text(), "the coordinator listens")
+        assert agent.stdin is not None
+        agent.stdin.write(json.dumps({**json.loads(record), "name": name, "host": name, "slots": slots}).encode())
+        agent.stdin.close()
 
     def kill(self, name: str) -> None:
         """The host loses its power: all its processes end at once."""
@@ -68,27 +78,19 @@ class Cluster(Run):
 
     def kill_all(self) -> None:
         super().kill_all()
-        for agent in self._agents.values():
+        for agent in (*self._agents.values(), *(agent for _, agent in self._waiting)):
             agent.wait(10)
 
-    def _agent(self, name: str) -> subprocess.Popen:
-        self._marks[name] = uuid.uuid4().hex
-        env = environment(**{MARK: self.mark, HOST_MARK: self._marks[name]})
-        with open(self.base / f"agent-{name}.log", "a") as log:
-            agent = subprocess.Popen([sys.executable, "-m", "hvtrain.control.agentmain", str(os.getpid()), "torch"],
-                                     stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True, env=env)
-        self._agents[name] = agent
-        return agent
-
-    def _tell(self, agent: subprocess.Popen, name: str, slots: int) -> None:
-        record = self.until(lambda: self._record.exists() and self._record.read_text(), "the coordinator listens")
-        assert agent.stdin is not None
-        agent.stdin.write(json.dumps({**json.loads(record), "name": name, "host": name, "slots": slots}).encode())
-        agent.stdin.close()
+    def _agent(self) -> tuple[str, subprocess.Popen]:
+        """An agent that does not know its job yet, and the mark of its processes."""
+        mark = uuid.uuid4().hex
+        with open(self.base / "agents.log", "a") as log:
+            return mark, subprocess.Popen(
+                [sys.executable, "-m", "hvtrain.control.agentmain", str(os.getpid()), "torch"], stdin=subprocess.PIPE,
+                stdout=log, stderr=log, start_new_session=True, env=environment(**{MARK: self.mark, HOST_MARK: mark}))
 
     def logs(self) -> str:
-        agents = "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.base.glob("agent-*.log")))
-        return f"{super().logs()}\n{agents}"
+        return f"{super().logs()}\n--- agents.log\n{(self.base / 'agents.log').read_text()[-3000:]}"
 
 
 def main(config: str, record: str, plan: str, mode: str, *overrides: str) -> int:

@@ -148,10 +148,10 @@ class Job:
     async def over(self) -> Cause:
         return await asyncio.wait_for(self.coordinator.wait(), SECONDS)
 
-    async def finish(self, workers: list[Worker], step: int = 5) -> Cause:
+    async def finish(self, workers: list[Worker], step: int = 5, stopped: bool = False) -> Cause:
         """Let the job end well; returns the cause."""
         for worker in workers:
-            await worker.say(m.Finished(step=step, summary={"steps": step} if worker.seat.rank == 0 else {}))
+            await worker.say(m.Finished(step=step, stopped=stopped, summary={"steps": step} if worker.seat.rank == 0 else {}))
         for worker in workers:
             await expect(worker.link, m.Dismiss)
             await self.exited(worker)

@@ -206,7 +206,7 @@ def test_a_worker_that_has_lost_its_connection_comes_back():
         await job.agent.send(m.StopAsked(signal=2))
         for worker in (first, second):
             assert (await expect(worker.link, m.Stop)).signal == 2
-        assert (await job.finish([first, second])).exit_code == ExitCode.INTERRUPTED
+        assert (await job.finish([first, second], stopped=True)).exit_code == ExitCode.INTERRUPTED
         assert not job.watcher.named("worker_lost")
 
     run(scenario)
@@ -266,7 +266,7 @@ def test_a_stop_is_passed_on():
         job.coordinator.request_stop(15)
         for worker in workers:
             assert await get(worker.link) == m.Stop(signal=15)
-        assert (await job.finish(workers)).exit_code == ExitCode.TERMINATED
+        assert (await job.finish(workers, stopped=True)).exit_code == ExitCode.TERMINATED
         assert job.watcher.named("stop_requested") == [{"step": None, "signal": 15}]
 
     run(scenario)
@@ -281,8 +281,8 @@ def test_a_worker_that_wants_to_leave_is_replaced_and_sent_home():
         for worker in (stays, leaves):
             assert (await expect(worker.link, m.Pause)).round == 1
             await worker.ready(step=4, round=1)
-        assert not (await expect(leaves.link, m.Dismiss)).salvage
         await job.train([stays, successor], step=4)
+        assert not (await expect(leaves.link, m.Dismiss)).salvage, "not before others have its state"
         await leaves.say(m.Finished(step=4, left=True))
         await job.exited(leaves)
         assert (await job.finish([stays, successor])).exit_code == ExitCode.DONE
