@@ -45,7 +45,7 @@ def settle(state: State, now: float) -> Outcome:
 
 
 def _dismiss(state: State) -> Outcome:
-    holders = [(-worker.step, worker.rank, name) for name, worker in state.at(*SALVAGERS) if worker.step > 0]
+    holders = [(-worker.step, worker.rank, name) for name, worker in state.at(*SALVAGERS) if worker.step >= 0]
     salvager = min(holders)[2] if holders and _worth_saving(state) else None
     told = tuple(name for name, _ in state.at(*SALVAGERS, Stage.LEAVING))
     actions: tuple[Action, ...] = (Dismiss(told, salvager),) if told else ()

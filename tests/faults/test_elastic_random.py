@@ -40,7 +40,9 @@ def test_killed_at_random_for_three_minutes(run):
     assert report.sizes == (4,) and report.repeated == sum(event["steps"] for event in run.events("rollback"))
     times = [record["time"] for record in run.records("metrics.jsonl")]
     gap = max(later - former for former, later in zip(times, times[1:]))
-    print(f"{len(strikes)} kills, longest time without a step {gap:.1f} s, {run.status()['faults']}")
+    faults = run.status()["faults"]
+    print(f"{len(strikes)} kills, longest time without a step {gap:.1f} s, {faults['repeated_steps']} steps repeated, "
+          f"down {faults['seconds_down']} of {faults['seconds']} s, goodput {faults['goodput']:.1%}")
     assert gap < 15 and run.gone()
 
 

@@ -63,27 +63,32 @@ class Run:
         return path
 
     def launch(self, command: Sequence[str], **env: str) -> Run:
-        """Start ``command``, marked as this run's."""
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                        cwd=self.base, env=environment(**{MARK: self.mark}, **env))
+        """Start ``command``, marked as this run's. It writes into files: a pipe that nobody reads would stop it."""
+        with open(self._output("out"), "w") as out, open(self._output("err"), "w") as err:
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=self.base,
+                                            env=environment(**{MARK: self.mark}, **env))
         return self
+
+    def _output(self, stream: str) -> Path:
+        return self.base / f"{self.dir.name}.{stream}"
 
     def wait(self, seconds: float = 90.0) -> subprocess.CompletedProcess:
         """Wait for the end; the job is killed and the test fails if that takes longer."""
         assert self.process is not None
         try:
-            out, err = self.process.communicate(timeout=seconds)
+            self.process.wait(seconds)
         except subprocess.TimeoutExpired:
             self.kill_all()
-            out, err = self.process.communicate()
-            raise AssertionError(f"not over after {seconds} s\n{out[-3000:]}\n{err}\n{self.logs()}") from None
+            self.process.wait(10)
+            raise AssertionError(f"not over after {seconds} s\n{self.logs()}") from None
+        out, err = self._output("out").read_text(), self._output("err").read_text()
         return subprocess.CompletedProcess(self.process.args, self.process.returncode, out, err)
 
     def run(self, *overrides: str, workers: int | None = None, code: int = 0, seconds: float = 90.0,
             **more) -> subprocess.CompletedProcess:
         """Start, wait for at most so many ``seconds``, and check the exit code."""
         done = self.start(*overrides, workers=workers, **more).wait(seconds)
-        assert done.returncode == code, f"exit {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr}\n{self.logs()}"
+        assert done.returncode == code, f"exit {done.returncode}\n{self.logs()}"
         return done
 
     def until(self, true: Callable[[], Any], what: str, seconds: float = 60.0) -> Any:
@@ -94,9 +99,7 @@ class Run:
             if found:
                 return found
             assert self.process is not None
-            if self.process.poll() is not None:
-                out, err = self.process.communicate()
-                raise AssertionError(f"the job is over, before {what}\n{out[-3000:]}\n{err}\n{self.logs()}")
+            assert self.process.poll() is None, f"the job is over, before {what}\n{self.logs()}"
             time.sleep(0.02)
         raise AssertionError(f"not within {seconds} s: {what}\n{self.logs()}")
 
@@ -135,7 +138,9 @@ class Run:
         return [event for event in self.records("events.jsonl") if event["event"] == name]
 
     def logs(self) -> str:
-        return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(self.dir.glob("logs/*")))
+        """The last that the launcher and the workers have written."""
+        paths = [self._output("out"), self._output("err"), *sorted(self.dir.glob("logs/*"))]
+        return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in paths)
 
     def pids(self, mark: str = "", variable: str = MARK) -> dict[int, str]:
         """Living processes of this run, or those with another ``mark`` in a ``variable``: pid -> name."""
