@@ -106,7 +106,8 @@ class Chronicle:
         elif isinstance(action, events.PauseRound):
             self._begin(action.reason)
         elif isinstance(action, events.FormRound) and self._chapter is not None:
-            self._chapter.seat(action.round, tuple(name for name, _ in action.members), state.progress)
+            known = max(state.progress, self._tally.step)  # rank 0's measurements are quicker than heartbeats
+            self._chapter.seat(action.round, tuple(name for name, _ in action.members), known)
             self._mark("seated")
         elif isinstance(action, events.RoundActive) and self._chapter is not None:
             if action.round == self._chapter.number:
