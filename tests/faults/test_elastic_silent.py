@@ -8,19 +8,25 @@ import time
 from conftest import STEPS, WHOLE
 
 
-def test_stopped_and_stuck_workers_are_found_and_replaced(run, calm):
-    """The guilty rank is killed, not its peers, who wait for it; what hung can be read in its log."""
+def test_stopped_and_stuck_workers_and_cut_connections(run, calm):
+    """The guilty rank is killed, not its peers, who wait for it; what hung can be read in its log. A broken connection
+    is nobody's fault, and costs a round only."""
     ledger = run.base / "ledger"
     run.run(*WHOLE, "elastic.heartbeat_timeout=2s", "elastic.step_timeout=2s", f"task.args.ledger={ledger}",
-            "task.args.fault={kind: hang, rank: 2, step: 45}", workers=4, faults=[{"kind": "stop", "step": 20, "rank": 1}])
+            "task.args.fault={kind: hang, rank: 2, step: 45}", workers=4, faults=[
+                {"kind": "stop", "step": 20, "rank": 1}, {"kind": "cut", "step": 60, "rank": 3},
+                {"kind": "fail", "step": 75, "rank": 0}])
     run.struck()
     assert len((ledger / "fault.done").read_text().splitlines()) == 1
     lost = [(event["rank"], event["cause"]) for event in run.events("worker_lost")]
     assert lost == [(1, "silent"), (2, "stuck")]
     assert [event["rank"] for event in run.events("stall")] == [1, 2]
+    *steps, last = [event["step"] for event in run.events("round")]
+    assert steps == [0, 19, 45, 59] and last in (74, 75), "the others may have had the sum before one rank's attempt failed"
     assert "sleep_for_ever" in (run.dir / "logs" / "rank-2.log").read_text()
     assert not any("sleep_for_ever" in (run.dir / "logs" / f"rank-{rank}.log").read_text() for rank in (0, 1, 3))
-    assert run.exact(STEPS).sizes == (4,)
+    report = run.exact(STEPS)
+    assert (report.sizes, report.repeated) == ((4,), 0)
     assert run.ending() == calm(4) and run.gone()
 
 

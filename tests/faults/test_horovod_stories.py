@@ -110,7 +110,7 @@ def fixed_hosts(tmp_path_factory):
     """A job on a fixed set of three hosts that loses first one, then another."""
     job = Cluster(tmp_path_factory.mktemp("fixed"))
     with ending(job):
-        job.start(*ENDLESS, "elastic.min_workers=2", "launch.start_timeout=8s", "checkpoint.every=1000000 steps",
+        job.start(*ENDLESS, "elastic.min_workers=2", "launch.start_timeout=20s", "checkpoint.every=1000000 steps",
                   hosts={"a": 1, "b": 1, "c": 1})
         job.until_step(10)
         job.kill("b")

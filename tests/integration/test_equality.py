@@ -46,13 +46,16 @@ def test_accumulation_clipping_and_averages_do_not_depend_on_the_workers(tmp_pat
 
 
 def test_horovodrun_gives_the_same_numbers(tmp_path):
-    """`horovodrun -np 2 hvtrain run` makes agents of its processes; the training is the same to the bit."""
+    """`horovodrun -np 2 hvtrain run` makes agents of its processes; the training is the same to the bit, although a worker
+    is killed in it."""
     launcher = Path(sys.executable).parent / "horovodrun"
     if not launcher.exists():
         pytest.fail(f"{launcher} is missing: the engine is not installed in this environment")
     alone, under = Run(tmp_path, "alone"), Run(tmp_path, "under")
     alone.run(*STEPS, workers=2)
-    under.run(*STEPS, prefix=(str(launcher), "-np", "2"))
+    under.run(*STEPS, prefix=(str(launcher), "-np", "2"),
+              faults=[{"kind": "kill", "step": 20, "phase": "bucket", "rank": 1}])
+    assert len(under.struck()) == len(under.events("worker_lost")) == 1
     assert largest_difference(alone.losses(), under.losses()) == 0
     assert alone.digest() == under.digest()
     assert under.records("metrics.jsonl")[0]["world_size"] == 2
