@@ -206,10 +206,11 @@ def leave_at(state: State) -> float | None:
     crew = state.workers
     if crew.staying(Stage.SEATED) == crew.count(Stage.SEATED) or not _can_pause(state):
         return None
-    if crew.staying(Stage.SEATED, Stage.READY) < state.limits.min_workers:
+    others = crew.staying(Stage.SEATED, Stage.READY)
+    if others < state.limits.min_workers:
         return None
     asked = min(worker.since for _, worker in state.at(Stage.SEATED) if worker.leave)
-    return asked + (state.limits.replace if crew.count(Stage.STARTING) else 0.0)
+    return asked + (state.limits.replace if others < state.target and crew.count(Stage.STARTING) else 0.0)
 
 
 def _send_home(state: State, now: float) -> Outcome:

@@ -17,10 +17,10 @@ FOREVER = ("train.epochs=null", "train.steps=1000000", "log.ledger=false", "chec
 
 
 def test_killed_at_random(run, calm):
-    """A random worker, every 0.7 s on average, also while the loss before is being recovered from."""
-    run.run(*WHOLE, "task.args.slow=0.05", workers=4, faults=[{"kind": "kill", "every": "0.7s", "during": "6s"}])
+    """A random worker, every 0.4 s on average, also while the loss before is being recovered from."""
+    run.run(*WHOLE, "task.args.slow=0.05", workers=4, faults=[{"kind": "kill", "every": "0.4s", "during": "6s"}])
     strikes = run.struck()
-    assert len(strikes) >= 5
+    assert len(strikes) >= 6
     assert len(run.events("worker_lost")) == len(strikes)
     report = run.exact(STEPS)
     assert report.sizes == (4,) and report.repeated == sum(event["steps"] for event in run.events("rollback"))

@@ -137,3 +137,8 @@ class Story:
 
 def kinds(actions):
     return [type(action).__name__ for action in actions]
+
+
+def lost(story):
+    """Who was lost, and how."""
+    return [(loss.worker, loss.cause.kind) for loss in story.of(e.ReportLoss)]

@@ -17,7 +17,8 @@ LAYERS = (
     ("hvtrain.errors", "hvtrain"),
     ("hvtrain.config", "hvtrain.data.sampler", "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule",
      "hvtrain.control.membership", "hvtrain.control.roster", "hvtrain.control.events", "hvtrain.control.causes",
-     "hvtrain.control.crew", "hvtrain.control.seating", "hvtrain.control.assembling", "hvtrain.control.losing", "hvtrain.control.ending", "hvtrain.control.watching",
+     "hvtrain.control.crew", "hvtrain.control.seating", "hvtrain.control.assembling", "hvtrain.control.losing",
+     "hvtrain.control.ending", "hvtrain.control.watching",
      "hvtrain.control.auth", "hvtrain.callbacks",
      "hvtrain.failure", "hvtrain.target", "hvtrain.comm.buckets", "hvtrain.schedules", "hvtrain.probe"),
     ("hvtrain.task", "hvtrain.data", "hvtrain.engine", "hvtrain.comm", "hvtrain.checkpoint", "hvtrain.report", "hvtrain.chaos",
@@ -50,7 +51,8 @@ USES = {  # within a layer: who may know whom
 FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod"}
 PURE = ("hvtrain.errors", "hvtrain.config", "hvtrain.data.sampler", "hvtrain.control.membership", "hvtrain.control.roster",
         "hvtrain.control.events", "hvtrain.control.causes", "hvtrain.control.crew", "hvtrain.control.seating",
-        "hvtrain.control.assembling", "hvtrain.control.losing", "hvtrain.control.ending", "hvtrain.control.watching", "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.schedules", "hvtrain.callbacks", "hvtrain.failure",
+        "hvtrain.control.assembling", "hvtrain.control.losing", "hvtrain.control.ending", "hvtrain.control.watching",
+        "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.schedules", "hvtrain.callbacks", "hvtrain.failure",
         "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule", "hvtrain.control.messages", "hvtrain.control.tally")
 FRAMEWORK_USERS = ("hvtrain.adapters", "hvtrain.hybrid", "hvtrain.engine.horovod_", "hvtrain.engine.world", "hvtrain.data")
 

@@ -8,8 +8,9 @@ import pytest
 
 from hvtrain.control.causes import Cause
 from hvtrain.control.events import (
-    AgentJoined, AgentLost, CutRound, Dismiss, DropAgent, FormRound, KillWorker, ReportLoss, RoundActive,
-    ScaleRequested, StartWorker, StopRequested, Tick, WorkerBeat, WorkerEnded, WorkerExited, WorkerFormed, WorkerReady,
+    AgentBeat, AgentJoined, AgentLeaving, AgentLost, CutRound, Dismiss, DropAgent, FormRound, KillWorker, ReportLoss,
+    RoundActive, ScaleRequested, StartWorker, StopRequested, Tick, WorkerBeat, WorkerEnded, WorkerExited,
+    WorkerFormed, WorkerLeaving, WorkerReady,
 )
 from hvtrain.control.roster import Phase, Stage, Status
 from hvtrain.errors import ExitCode
@@ -70,6 +71,12 @@ def test_an_agent_that_goes_before_there_are_enough_is_not_counted():
     assert story(AgentLost("a")) == (DropAgent("a"),)
     assert story(AgentJoined("b", "h2", 1)) == ()
     assert kinds(story(AgentJoined("c", "h3", 2))) == ["StartWorker"] * 3
+
+
+def test_the_first_round_waits_for_all_however_long_they_take_to_start():
+    story = Story(2)
+    story.ready("w0")
+    assert story.wait(99) == () and kinds(story.ready("w1")) == ["FormRound"]
 
 
 # Losing a worker, stage by stage ------------------------------------------------------------------------
@@ -193,6 +200,14 @@ def test_all_are_lost_and_the_new_ones_say_how_far_back_they_go():
     assert story.formed()[-1] == RoundActive(2, step=50, before=60) and story.state.progress == 50
 
 
+def test_all_are_lost_and_the_new_ones_wait_for_each_other():
+    """Nobody could train on meanwhile; to begin with a part of them would only cost another round."""
+    story = Story(2).started().steps(60)
+    story.dies("w0"), story.dies("w1")
+    story.ready("w2")
+    assert story.wait(90) == () and kinds(story.ready("w3")) == ["FormRound"]
+
+
 def test_a_lost_agent_takes_its_workers_along_and_others_run_in_their_place():
     story = Story(2, {"a": ("h1", 1), "b": ("h2", 2)}).started()
     actions = story(AgentLost("a"))
@@ -211,6 +226,19 @@ def test_an_agent_that_comes_back_begins_anew():
     assert kinds(story.ready("w2")) == ["PauseRound"]
     story.paused()
     assert story.members == ("w1", "w2")
+
+
+def test_an_agent_that_has_lost_its_only_worker_stays():
+    story = Story(2, {"a": ("h1", 1), "b": ("h2", 1)}).started()
+    assert kinds(story.dies("w1")) == ["ReportLoss", "CutRound", "StartWorker"]
+
+
+def test_an_agent_that_goes_with_a_worker_that_has_finished_costs_nothing():
+    story = Story(2, {"a": ("h1", 1), "b": ("h2", 1)}).started()
+    story.finish("w1")
+    assert kinds(story(AgentLost("b"))) == ["DropAgent", "Dismiss"] and story.status is Status.ACTIVE
+    story.finish("w0")
+    assert story.state.cause.exit_code == ExitCode.DONE
 
 
 def test_an_agent_without_workers_may_go():
@@ -235,7 +263,8 @@ def test_what_strangers_say_changes_nothing():
     story = Story(2).started()
     before = story.state.workers, story.state.round
     for event in (WorkerReady("x"), WorkerFormed("x", 1, 3), WorkerBeat("x", 1), WorkerEnded("x", BUG),
-                  WorkerExited("x", 1, 0), AgentLost("x"), WorkerFormed("w0", 7, 3)):
+                  WorkerExited("x", 1, 0), WorkerLeaving("x"), AgentLost("x"), AgentLeaving("x"), AgentBeat("x"),
+                  WorkerFormed("w0", 7, 3)):
         assert story(event) == () and (story.state.workers, story.state.round) == before
 
 

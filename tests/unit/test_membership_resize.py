@@ -39,6 +39,13 @@ def test_a_spare_that_dies_disturbs_nobody():
     assert story.status is Status.ACTIVE
 
 
+def test_a_spare_that_is_still_on_its_way_does_not_delay_growth():
+    story = Story(2, spares=1).started()
+    story(ScaleRequested(3))
+    assert story.names(Stage.STARTING) == ["w3"]
+    assert story.status is Status.PAUSING
+
+
 # Scaling ------------------------------------------------------------------------------------------------
 def test_scaling_up_disturbs_once_when_all_newcomers_are_ready():
     story = Story(2).started().steps(3)
@@ -160,6 +167,33 @@ def test_asking_to_leave_again_does_not_put_it_off():
     story.wait(1.0)
     story(WorkerLeaving("w1"))
     assert kinds(story.wait(1.0)) == ["PauseRound"]
+
+
+def test_members_that_pause_do_not_wait_for_those_who_were_asked_for_meanwhile():
+    story = Story(2, spares=1).started()
+    story.dies("w1"), story.back()  # a moment ago
+    story.ready("w3")
+    story(WorkerLeaving("w0"))
+    assert story.status is Status.PAUSING
+    story(ScaleRequested(4))
+    assert story.names(Stage.STARTING) and kinds(story.paused()) == ["FormRound"]
+
+
+def test_a_worker_that_is_to_leave_before_the_first_round_is_sent_home():
+    story = Story(2)
+    story.ready("w0")
+    assert story(WorkerLeaving("w0")) == (StartWorker("w2", "a", 2, 2), Dismiss(("w0",)))
+    story.ready("w1", "w2")
+    assert story.members == ("w1", "w2")
+
+
+def test_a_worker_that_does_not_go_when_it_may_is_killed():
+    story = Story(2).started()
+    story(WorkerLeaving("w1"))
+    story.ready("w2"), story.paused(), story.formed()
+    story.wait(15)
+    assert not story.of(KillWorker)
+    assert story.wait(6) == (KillWorker("w1", "a", stacks=True),) and not story.of(ReportLoss)
 
 
 def test_a_worker_that_is_to_leave_while_it_starts_is_replaced_at_once():

@@ -1,20 +1,15 @@
-"""The membership machine, story by story: what it waits for, whom it blames, and messages that cross."""
+"""The membership machine, story by story: what it waits for and for how long, and whom it blames."""
 
 from __future__ import annotations
 
 import pytest
 
 from hvtrain.control.events import (
-    AgentBeat, AgentLeaving, AgentLost, CutRound, DropAgent, KillWorker, PauseRound, ReportLoss, ScaleRequested,
-    StartWorker, Tick, WorkerBeat, WorkerEnded, WorkerExited, WorkerFormed, WorkerLeaving, WorkerReady,
+    AgentBeat, CutRound, DropAgent, KillWorker, PauseRound, ReportLoss, ScaleRequested, Tick, WorkerBeat,
 )
-from hvtrain.control.roster import FORM_ATTEMPTS, Phase, Stage, Status
+from hvtrain.control.roster import FORM_ATTEMPTS, Stage, Status
 from hvtrain.errors import ExitCode
-from tests.support.membership_story import Story, kinds
-
-
-def lost(story):
-    return [(loss.worker, loss.cause.kind) for loss in story.of(ReportLoss)]
+from tests.support.membership_story import Story, kinds, lost
 
 
 # Silence ------------------------------------------------------------------------------------------------
@@ -72,6 +67,14 @@ def test_a_rank_that_gets_nothing_done_is_stuck_and_those_that_wait_for_it_are_n
     assert "rank 1 is alive but has got nothing done for 20 s" in actions[0].cause.reason
     story.back()
     assert story.members == ("w0", "w4", "w2", "w3") and story.state.failures == 1
+
+
+def test_what_a_rank_has_done_is_counted_not_that_it_says_so_again():
+    story = Story(2).started()
+    for second in range(1, 22):
+        story.now = float(second)
+        story(AgentBeat("a")), story(WorkerBeat("w0", 3, 7)), story(WorkerBeat("w1", 3, second)), story(Tick())
+    assert lost(story) == [("w0", "stuck")]
 
 
 def test_two_stuck_ranks_are_told_apart_from_the_waiting_ones_and_named_with_their_own_times():
@@ -233,116 +236,6 @@ def test_a_pause_that_got_lost_is_asked_for_again():
     story.ready("w1")
     assert story.status is Status.PAUSING
     assert story.wait(21) == (PauseRound(("w0",), "resize"),)
-
-
-# Messages that cross ----------------------------------------------------------------------------------------
-def test_finished_crosses_cut():
-    story = Story(2).started().steps(9)
-    story.dies("w1")
-    assert story.finish("w0") == () and story.stage("w0") is Stage.RETURNING
-    assert story.state.phase is Phase.OPEN
-    story.back()
-    assert story.members == ("w0", "w2")
-
-
-def test_finished_that_comes_after_ready_is_of_an_old_round():
-    story = Story(2).started().steps(9)
-    story.dies("w1")
-    story.ready("w0")
-    story.finish("w0")
-    assert story.stage("w0") is Stage.READY
-    story.back()
-    assert story.members == ("w0", "w2")
-
-
-def test_ready_crosses_cut():
-    """w0 notices by itself, at the same time as the coordinator."""
-    story = Story(3).started()
-    story.dies("w1")
-    assert story(WorkerReady("w0", 0, round=1)) == ()
-    story.ready("w2", "w3")
-    assert story.members == ("w0", "w3", "w2")
-
-
-def test_ready_that_was_said_before_the_seat_came_does_not_break_the_new_round():
-    """w0's connection was broken: it repeats that it is ready, is seated, takes that seat, and is cut with it.
-
-    When it then says that it is back from round 2 it has a seat in round 3 already, which is on its way to it. To
-    break round 3 for that would be the beginning of an endless chase.
-    """
-    story = Story(2).started().steps(3)
-    story.dies("w1")
-    story.ready("w0", "w2")
-    assert story.state.round.number == 2
-    cut, form = story(WorkerReady("w0", 3, round=1)), story.ready("w2", step=-1)
-    assert kinds(cut) == ["CutRound"] and kinds(form) == ["FormRound"] and story.state.round.number == 3
-    assert story(WorkerReady("w0", 3, round=2)) == () and story.status is Status.FORMING
-    story.formed()
-    assert story.status is Status.ACTIVE and story.state.failures == 1
-
-
-def test_ready_of_a_worker_that_was_dismissed_meanwhile():
-    story = Story(2, {"a": ("h1", 1), "b": ("h2", 2)}).started()
-    story(WorkerLeaving("w0"))
-    story.ready("w2"), story.paused(), story.formed()
-    assert story.stage("w0") is Stage.LEAVING
-    assert story(WorkerReady("w0", 1, round=1)) == () and story.stage("w0") is Stage.LEAVING
-
-
-def test_formed_of_a_broken_round():
-    story = Story(2)
-    story.ready("w0", "w1")
-    story.dies("w1")
-    assert story(WorkerFormed("w0", 1, 0)) == () and story.status is Status.BROKEN
-
-
-def test_formed_twice_or_by_a_stranger_does_not_complete_a_round():
-    story = Story(3)
-    story.ready("w0", "w1", "w2")
-    story.formed("w0"), story.formed("w0")
-    story(WorkerFormed("w9", 1, 0))
-    assert story.status is Status.FORMING
-    story.formed("w1", "w2")
-    assert story.status is Status.ACTIVE
-
-
-def test_exited_of_a_doomed_worker_comes_late():
-    story = Story(2).started()
-    story.wait(5, silent=["w1"])
-    story.back()
-    number = story.state.round.number
-    assert story(WorkerExited("w1", 0, 9)) == () and story.state.round.number == number
-    assert "w1" not in story.state.workers and lost(story) == [("w1", "silent")]
-
-
-def test_exited_of_a_worker_whose_agent_is_gone():
-    story = Story(2, {"a": ("h1", 1), "b": ("h2", 2)}).started()
-    story(AgentLost("a"))
-    assert story(WorkerExited("w0", 0, 9)) == () and lost(story) == [("w0", "agent_lost")]
-
-
-def test_a_doomed_worker_speaks_on():
-    story = Story(2).started()
-    story.wait(5, silent=["w1"])
-    for event in (WorkerReady("w1", 3, 1), WorkerEnded("w1", None, step=3), WorkerLeaving("w1"),
-                  WorkerBeat("w1", 3, 9)):
-        assert story(event) == () and story.stage("w1") is Stage.DOOMED
-
-
-def test_a_member_that_ends_unasked_breaks_its_round():
-    story = Story(2).started()
-    actions = story(WorkerEnded("w1", None, stopped=True, left=True))
-    assert kinds(actions) == ["CutRound", "StartWorker"] and story.stage("w1") is Stage.LEAVING
-    assert story.wait(15) == () and story.stage("w1") is Stage.LEAVING, "it has its time to go"
-    assert not [a for a in story.actions if isinstance(a, KillWorker)]
-
-
-def test_leaving_twice_and_leaving_an_agent_twice():
-    story = Story(2, {"a": ("h1", 1), "b": ("h2", 1), "c": ("h3", 1)}).started()
-    assert story(AgentLeaving("a")) == (StartWorker("w2", "c", rank=2, local_rank=0),)
-    since = story.state.workers["w0"].since
-    story.now += 1
-    assert story(AgentLeaving("a")) == () and story.state.workers["w0"].since == since
 
 
 # Deadlines ------------------------------------------------------------------------------------------------
