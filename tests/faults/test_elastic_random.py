@@ -12,13 +12,15 @@ import pytest
 from conftest import STEPS, WHOLE
 from tests.support.runs import Run
 
-FOREVER = ("train.epochs=null", "train.steps=1000000", "log.ledger=false", "checkpoint.every=1000 steps", "eval.every=null",
-           "elastic.max_losses_per_hour=null")
+PATIENT = ("elastic.replace_timeout=60s", "elastic.max_losses_per_hour=null", "elastic.max_failures_per_step=10")
+"""Chance may strike in one step several times."""
+
+FOREVER = ("train.epochs=null", "train.steps=1000000", "checkpoint.every=1000 steps", "eval.every=null", *PATIENT)
 
 
 def test_killed_at_random(run, calm):
     """A random worker, every 0.4 s on average, also while the loss before is being recovered from."""
-    run.run(*WHOLE, "task.args.slow=0.05", workers=4, faults=[{"kind": "kill", "every": "0.4s", "during": "6s"}])
+    run.run(*WHOLE, *PATIENT, "task.args.slow=0.05", workers=4, faults=[{"kind": "kill", "every": "0.4s", "during": "6s"}])
     strikes = run.struck()
     assert len(strikes) >= 6
     assert len(run.events("worker_lost")) == len(strikes)
@@ -31,9 +33,8 @@ def test_killed_at_random(run, calm):
 @pytest.mark.timeout(600)
 def test_killed_at_random_for_three_minutes(run):
     """The job makes progress all the time: no two commits are further apart than a few recoveries take."""
-    run.run("train.epochs=null", "train.steps=4000", "task.args.slow=0.05", "log.ledger=true", "elastic.replace_timeout=60s",
-            "elastic.max_losses_per_hour=null", "eval.every=200 steps", workers=4,
-            faults=[{"kind": "kill", "every": "2s", "during": "3m"}], seconds=500)
+    run.run("train.epochs=null", "train.steps=4000", "task.args.slow=0.05", "log.ledger=true", *PATIENT,
+            "eval.every=200 steps", workers=4, faults=[{"kind": "kill", "every": "2s", "during": "3m"}], seconds=500)
     strikes = run.struck()
     assert len(strikes) >= 60
     report = run.exact(4000)
