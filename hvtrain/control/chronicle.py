@@ -83,6 +83,7 @@ class Chronicle:
     def __init__(self, observer: Observer, clock: Callable[[], float]):
         self._observer, self._clock = observer, clock
         self._chapter: Chapter | None = Chapter(clock(), "start")
+        self._next: Chapter | None = None  # asked for before the present one was over
         self._size = 0
         self._trains_since = self._stalled_since = clock()
         self._tally = Tally()
@@ -104,8 +105,13 @@ class Chronicle:
                 self._stalled_since = self._clock() - 2 * state.step_limit
             self._begin("loss")
         elif isinstance(action, events.PauseRound):
-            self._begin(action.reason)
+            if self._chapter is not None and self._chapter.connected and not self._chapter.trains:
+                self._next = Chapter(self._clock(), action.reason)  # its members take a step before they pause
+            else:
+                self._begin(action.reason)
         elif isinstance(action, events.FormRound) and self._chapter is not None:
+            if self._next is not None:
+                self._end(self._chapter)
             known = max(state.progress, self._tally.step)  # rank 0's measurements are quicker than heartbeats
             self._chapter.seat(action.round, tuple(name for name, _ in action.members), known)
             self._mark("seated")
@@ -137,6 +143,7 @@ class Chronicle:
 
     def _begin(self, reason: str) -> None:
         now = self._clock()
+        self._next = None
         if self._chapter is not None and self._chapter.trains:
             self._end(self._chapter)  # it broke before it was back to full strength
         if self._chapter is None:
@@ -256,7 +263,7 @@ class Chronicle:
         self._chapter.marks[what] = round(self._clock() - self._chapter.began, 4)
 
     def _end(self, chapter: Chapter) -> None:
-        self._chapter = None
+        self._chapter, self._next = self._next, None
         late = {"unnoticed": round(chapter.unnoticed, 4)} if chapter.unnoticed else {}
         seconds = {**late, **chapter.marks, **{f"in_{part}": round(value, 4) for part, value in chapter.inside.items()}}
         record = {"round": chapter.number, "size": len(chapter.members), "reason": chapter.reason, "seconds": seconds,

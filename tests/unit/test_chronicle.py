@@ -297,6 +297,25 @@ def test_growth_costs_from_when_the_members_have_stopped():
     assert story.told("round")[1]["reason"] == "grow" and story.end()["seconds_down"] == 0.25
 
 
+def test_a_change_that_is_asked_for_before_the_last_one_has_trained_is_told_on_its_own():
+    """A job scaled up and, within a fraction of a second, down again: the second change was never told of."""
+    story = Story()
+    story.begin("w0", "w1")
+    story.pause("grow")
+    story.seats("w0", "w1", "w2", "w3")
+    story.formed(1)
+    story.now += 0.1
+    story.pause("shrink")
+    story.first_step()
+    story.now += 0.1
+    story.seats("w0")
+    story.formed(2)
+    story.first_step()
+    assert [(e["round"], e["reason"]) for e in story.told("round")] == [(1, "start"), (2, "grow"), (3, "shrink")]
+    assert story.told("round")[1]["seconds"]["seated"] == 0.0
+    assert [(e["old"], e["new"]) for e in story.told("resize")] == [(2, 4), (4, 1)]
+
+
 def test_a_loss_while_the_members_pause_is_timed_as_a_loss():
     story = Story()
     story.begin("w0", "w1")
