@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import models
@@ -24,10 +25,10 @@ class Timing(Callback):
 
 
 class Benchmark(Task):
-    """One of ``models.WORKLOADS``; ``steps`` must be ``train.steps``."""
+    """One of ``models.WORKLOADS``; ``steps`` must be ``train.steps``, ``sleep`` (seconds) makes each of them longer."""
 
-    def __init__(self, workload: str, steps: int):
-        self._workload, self._steps = models.WORKLOADS[workload], steps
+    def __init__(self, workload: str, steps: int, sleep: float = 0.0):
+        self._workload, self._steps, self._sleep = models.WORKLOADS[workload], steps, sleep
 
     def model(self) -> Any:
         return self._workload.model()
@@ -36,6 +37,8 @@ class Benchmark(Task):
         return ArraySource(*self._workload.data()) if split == "train" else None
 
     def loss(self, outputs: Any, batch: Any) -> Any:
+        if self._sleep:
+            time.sleep(self._sleep)
         return models.sample_losses(outputs, batch[1])
 
     def callbacks(self) -> list[Callback]:
