@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from dataclasses import dataclass
 
-from hvtrain.errors import EnvironmentNotReady, ExitCode, HvtrainError, RoundBroken, UserCodeError
+from hvtrain.errors import Diverged, EnvironmentNotReady, ExitCode, HvtrainError, RoundBroken, UserCodeError
 
 MAX_TRACEBACK = 20_000
 """Characters of a traceback that are sent to the coordinator; the log has all of it."""
@@ -17,6 +17,14 @@ class Account:
     reason: str
     traceback: str
     lost_peer: bool
+
+
+def diverged(loss: float, step: int, epoch: int, cursor: int, *, weights_sound: bool) -> Diverged:
+    """The error for a ``loss`` that is not finite; ``step`` (from 1) reads ``epoch`` from sample ``cursor`` on."""
+    weights = (f"The weights are still those of step {step - 1}" if weights_sound
+               else f"The weights after step {step - 1} are not finite either")
+    return Diverged(f"the loss of step {step} is {loss}. {weights}. Lower optim.lr, set train.grad_clip, or look at "
+                    f"the data: the step reads epoch {epoch} from sample {cursor} on")
 
 
 def account(error: BaseException) -> Account:

@@ -20,7 +20,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Mapping, Sequence
 
-from hvtrain import adapters, probe
+from hvtrain import adapters, failure, probe, tracing
 from hvtrain.callbacks import Callback, Moment
 from hvtrain.checkpoint.memory import SharedSnapshots
 from hvtrain.config import Job
@@ -29,7 +29,7 @@ from hvtrain.data.loader import Loader
 from hvtrain.data.sampler import GlobalSampler, balanced_weights
 from hvtrain.data.sources import as_source
 from hvtrain.engine.world import SoloWorld, World
-from hvtrain.errors import CheckpointError, Dismissed, Diverged, RoundBroken, RoundPaused, WorkersLost
+from hvtrain.errors import CheckpointError, Dismissed, RoundBroken, RoundPaused, WorkersLost
 from hvtrain.evaluation import Evaluator
 from hvtrain.horizon import Horizon
 from hvtrain.keeping import Keeper
@@ -39,6 +39,7 @@ from hvtrain.recovery import Recovery
 from hvtrain.saving import Saver
 from hvtrain.session import Session
 from hvtrain.task import Task
+from hvtrain.timeline import Timeline
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class Loop:
         self._saver = Saver(job, self._adapter, self._callbacks, session)
         self._keeper = Keeper(job, self._saver, memory, worker, start)
         self._recovery = Recovery(self._adapter, self._saver, self._keeper, session, self._callbacks)
+        self._timeline = Timeline(job, self._adapter, session)
         self._saved_at_end: int | None = None
         self._callback_stop = False
         self._begun = (0.0, 0)  # when this worker trained first, and from which step on
@@ -173,7 +175,8 @@ class Loop:
                          size=self._world.size, micro_batch=self._job.data.micro_batch, steps=left)
             self._meter = Meter()
             for data in steps:
-                self._step(data)
+                with self._timeline.step(progress.step + 1, self._world):
+                    self._step(data)
                 if self._follow_up():
                     break
         started, first = self._begun
@@ -192,17 +195,19 @@ class Loop:
                  float(self._session.pause_asked())]
         self._keeper.used(progress, data, self._world, self._session.round)
         reduced = adapter.gradients(data.batches, data.counts, data.total, flags)
-        if not math.isfinite(reduced.loss):
-            raise Diverged(self._diverged(reduced.loss, data))
+        if not math.isfinite(reduced.loss) and not reduced.overflow:
+            raise failure.diverged(reduced.loss, progress.step + 1, data.position.epoch, data.position.cursor,
+                                   weights_sound=adapter.finite())
         probe.reached("reduced")
-        applied = adapter.apply(progress.step, self._horizon.factor(progress))
+        with tracing.span(tracing.COMPUTE, "optimizer"):
+            applied = adapter.apply(progress.step, self._horizon.factor(progress))
         progress.step += 1
         progress.position = data.after
         progress.flags, progress.settled = reduced.flags, False
         self._keeper.committed(progress, self._session.round)
         self._session.at(progress.step)
         probe.reached("committed")
-        self._meter.add(data.total, reduced.communication)
+        self._meter.add(data.total, reduced.communication, reduced.hidden)
         measured = {"loss": reduced.loss, **applied}
         self._emit("on_step_end", metrics=measured)
         self._emit("on_commit", metrics=measured)
@@ -219,10 +224,11 @@ class Loop:
             before = replace(progress)
             try:
                 improved, early = self._evaluate(over or progress.flag(CALLBACK))
+                progress.ended = progress.ended or early or progress.flag(CALLBACK)
+                self._timeline.settle(progress.step, self._world, last=over or progress.ended or progress.flag(STOP))
             except RoundBroken:
                 vars(progress).update(vars(before))  # it will be judged again
                 raise
-            progress.ended = progress.ended or early or progress.flag(CALLBACK)
             progress.settled = True
             due = improved or self._saver.due(progress, epoch_end=progress.epoch_end) or progress.flag(SAVE)
             if due and self._world.rank == 0:
@@ -235,13 +241,6 @@ class Loop:
             progress.flags = ()  # done with: the next round begins here
             raise RoundPaused("all members pause here, for another round")
         return last
-
-    def _diverged(self, loss: float, data: StepData) -> str:
-        step = self._progress.step
-        weights = (f"The weights are still those of step {step}" if self._adapter.finite()
-                   else f"The weights after step {step} are not finite either")
-        return (f"the loss of step {step + 1} is {loss}. {weights}. Lower optim.lr, set train.grad_clip, or look at the "
-                f"data: the step reads epoch {data.position.epoch} from sample {data.position.cursor} on")
 
     def _log(self, measured: Mapping[str, float]) -> None:
         if self._world.rank == 0 and self._progress.step % self._job.log.every == 0:

@@ -82,7 +82,7 @@ def place_from_environment(job: Job) -> worlds.Place:
         local_size=number("LOCAL_SIZE", 1), cross_rank=number("CROSS_RANK", 0), cross_size=number("CROSS_SIZE", 1),
         host=env.get("HOROVOD_HOSTNAME", "localhost"), rendezvous_host=env.get("HOROVOD_GLOO_RENDEZVOUS_ADDR", ""),
         rendezvous_port=number("GLOO_RENDEZVOUS_PORT", 0), interface=env.get("HOROVOD_GLOO_IFACE", ""),
-        timeout=job.comm.timeout.seconds, cycle_ms=job.comm.cycle_ms)
+        timeout=job.comm.timeout.seconds, cycle_ms=job.comm.cycle_ms, shared_memory=job.comm.shared_memory)
 
 
 class _LocalSession(QuietSession):

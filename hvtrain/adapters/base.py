@@ -24,12 +24,16 @@ from hvtrain.engine.world import World
 class Reduced:
     """What all ranks know after the reduction: the mean loss over the global batch, and the summed flags.
 
-    ``communication`` is the time this rank waited for reductions that backward could not hide, seconds.
+    ``communication`` is the time this rank waited for reductions, ``hidden`` the time that they were under way behind
+    backward, seconds; ``overflow`` says that the gradients are too large for half precision, so that
+    :meth:`Adapter.apply` will leave the step out.
     """
 
     loss: float
     flags: tuple[float, ...]
     communication: float
+    hidden: float = 0.0
+    overflow: bool = False
 
 
 class Adapter(Protocol):
@@ -59,7 +63,8 @@ class Adapter(Protocol):
     def apply(self, step: int, factor: float) -> Mapping[str, float]:
         """Take optimizer step number ``step`` (from 0) with every base learning rate times ``factor``.
 
-        Returns ``lr`` and what else was measured on the way.
+        After an overflow of half precision the step counts, but changes no parameter. Returns ``lr`` and what else was
+        measured on the way.
         """
 
     def evaluate(self, batches: Any, ema: bool) -> Mapping[str, float]:

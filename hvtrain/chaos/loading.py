@@ -13,6 +13,7 @@ from hvtrain.chaos.plan import Fault, Plan
 from hvtrain.chaos.rules import Conflict, ImpossibleFault
 from hvtrain.config import document
 from hvtrain.config.document import Path
+from hvtrain.config.dumping import to_yaml
 from hvtrain.config.explain import explain, show
 from hvtrain.config.origins import Origins, dotted
 from hvtrain.errors import ConfigError, Problem
@@ -115,7 +116,4 @@ def _conflicts_of_the_rest(fault: dict[str, Any], bad: set[Any]) -> list[Conflic
 
 
 def _flow(value: Any) -> str:
-    import yaml
-
-    return yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=1000, allow_unicode=True).removesuffix(
-        "\n").removesuffix("\n...")
+    return to_yaml(value, default_flow_style=True, width=1000).removesuffix("\n").removesuffix("\n...")

@@ -10,10 +10,10 @@ from hvtrain.config.output import CheckpointConfig, EvalConfig, LogConfig
 from hvtrain.config.runtime import CommConfig, ElasticConfig, LaunchConfig
 from hvtrain.config.task import DataConfig, RunConfig, TaskConfig
 from hvtrain.config.training import EarlyStoppingConfig, GroupConfig, OptimConfig, ScheduleConfig, TrainConfig
-from hvtrain.config.units import Duration, Every, Steps
+from hvtrain.config.units import Duration, Every, StepRange, Steps
 
 __all__ = [
     "CheckpointConfig", "CommConfig", "DataConfig", "Duration", "EarlyStoppingConfig", "ElasticConfig",
     "EvalConfig", "Every", "GroupConfig", "ImpossibleJob", "Job", "LaunchConfig", "LogConfig", "OptimConfig",
-    "RunConfig", "ScheduleConfig", "Steps", "TaskConfig", "TrainConfig", "dump", "load", "schema",
+    "RunConfig", "ScheduleConfig", "StepRange", "Steps", "TaskConfig", "TrainConfig", "dump", "load", "schema",
 ]

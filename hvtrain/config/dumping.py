@@ -14,6 +14,11 @@ _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 def dump(job: Job) -> str:
     """The resolved job as YAML, defaults included."""
+    return to_yaml(_escaped(job.model_dump(mode="json")), width=110)
+
+
+def to_yaml(value: Any, **style: Any) -> str:
+    """``value`` as YAML that :mod:`hvtrain.config.document` reads back as it was; ``style`` as for ``yaml.dump``."""
     import yaml
 
     class Dumper(yaml.SafeDumper):
@@ -29,8 +34,7 @@ def dump(job: Job) -> str:
 
     Dumper.add_representer(str, text)
     Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.0123456789"))
-    values = _escaped(job.model_dump(mode="json"))
-    return yaml.dump(values, Dumper=Dumper, sort_keys=False, allow_unicode=True, width=110)
+    return yaml.dump(value, Dumper=Dumper, sort_keys=False, allow_unicode=True, **style)
 
 
 def schema() -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
 from hvtrain.config.base import Mode, PositiveInt, Section, StepsOrEpochs, Text
-from hvtrain.config.units import Every
+from hvtrain.config.units import Every, StepRange
 
 
 def _no_repeats(values: list[str]) -> list[str]:
@@ -67,6 +67,10 @@ class LogConfig(Section):
     ledger: bool = Field(False, description=(
         "Write down which samples every worker used in every step, into the run's directory ledger; hvtrain drill "
         "proves with it that none was lost or used twice."))
+    timeline: StepRange | None = Field(None, description=(
+        'Steps to trace, for instance "10-20" (both included, the first step is 1): timeline.json in the run\'s '
+        "directory shows what every rank computed and waited for, and which buckets were in flight. It opens in "
+        "https://ui.perfetto.dev and in chrome://tracing."))
     console: Console = Field("auto", description=(
         "Output in the terminal: rich shows live progress, plain prints lines, off is silent; auto takes "
         "rich on a terminal and plain elsewhere."))

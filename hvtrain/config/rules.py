@@ -42,6 +42,12 @@ def _batches(job: "Job") -> Iterator[Conflict]:
             ("data.sampling",))
 
 
+def _precision(job: "Job") -> Iterator[Conflict]:
+    if job.train.precision != "fp16" and job.train.loss_scale != _default(job.train, "loss_scale"):
+        yield Conflict("train.loss_scale", (
+            f"only fp16 scales the loss; precision is {job.train.precision}"), ("train.precision",))
+
+
 def _world_size(job: "Job") -> Iterator[Conflict]:
     low, high, workers = job.elastic.min_workers, job.elastic.max_workers, job.launch.workers
     if high is not None and low > high:
@@ -121,4 +127,4 @@ def _evaluation(job: "Job") -> Iterator[Conflict]:
             "evaluated"), ("eval.every",))
 
 
-_RULES = (_length, _batches, _world_size, _resizing, _schedule, _optimizer, _evaluation)
+_RULES = (_length, _precision, _batches, _world_size, _resizing, _schedule, _optimizer, _evaluation)

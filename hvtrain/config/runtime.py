@@ -16,8 +16,9 @@ from hvtrain.config.units import Duration
 class CommConfig(Section):
     """How gradients are exchanged."""
 
-    codec: Literal["none"] = Field("none", description=(
-        "Compression of gradients on the wire; none sends them as they are."))
+    codec: Literal["none", "fp16", "bf16", "int8"] = Field("none", description=(
+        "Compression of gradients between hosts: fp16 and bf16 halve the bytes, int8 quarters them. They are added up "
+        "in float32 whatever it is. none sends them as they are. Workers of one host never compress; see shared_memory."))
     bucket_mb: PositiveFloat = Field(16.0, description=(
         "Size in MB of the buckets that gradients are reduced in. Larger: fewer messages; smaller: more "
         "overlap with the computation."))
@@ -25,6 +26,9 @@ class CommConfig(Section):
         "Size in MB of the first bucket to be ready; a small one starts the exchange early."))
     cycle_ms: PositiveFloat = Field(1.0, description=(
         "Milliseconds between two looks of the engine at what is ready to be reduced."))
+    shared_memory: bool = Field(True, description=(
+        "Workers of one host add their gradients up through memory that they share, before anything crosses the "
+        "network. false: over the loopback interface, compressed like everything else."))
     timeout: PositiveDuration = Field(Duration(30.0, "30s"), description=(
         "An exchange that waits longer than this for another worker fails."))
 

@@ -31,7 +31,12 @@ class TrainConfig(Section):
         "Passes over the data. Give this or `steps`, not both; with neither, 1 epoch."))
     steps: PositiveInt | None = Field(None, description=(
         "Optimizer steps in all, counted from the start of the run, also when it was resumed."))
-    precision: Literal["fp32"] = Field("fp32", description="Number format of the computation.")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description=(
+        "Number format of the computation. bf16, fp16: automatic mixed precision, the weights stay float32; fp16 "
+        "scales the loss so that small gradients do not vanish."))
+    loss_scale: PositiveFloat = Field(65536.0, description=(
+        "What the loss is multiplied by at first, for fp16 only: halved when gradients overflow, doubled after 2,000 "
+        "good steps."))
     grad_clip: PositiveFloat | None = Field(None, description=(
         "Scale the gradient down when its global norm exceeds this. Left out: no clipping."))
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description=(

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _NUMBER = re.compile(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*([A-Za-z%]*)\s*")
 _NUMBER_PATTERN = r"([0-9]+(\.[0-9]*)?|\.[0-9]+)"
+_RANGE = re.compile(r"\s*([0-9]+)\s*(?:-\s*([0-9]+)\s*)?")
 _SECONDS: Mapping[str, float] = {
     "ms": 1e-3,
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
@@ -220,3 +221,36 @@ class Steps(Unit):
             {"type": "string", "pattern": rf"^\s*{_NUMBER_PATTERN}\s*(%|steps?|epochs?)?\s*$"},
             {"type": "integer", "minimum": 0},
         ]
+
+
+@dataclass(frozen=True)
+class StepRange(Unit):
+    """Certain steps, both ends included, counted from 1: ``"10-20"``; ``"12"`` or an int is one step."""
+
+    first: int
+    last: int
+    text: str = field(default="", compare=False, repr=False)
+
+    _example: ClassVar[str] = 'a step or a range of steps, such as "10-20"'
+
+    @classmethod
+    def parse(cls, value: Any) -> "StepRange":
+        match = _RANGE.fullmatch(str(value)) if isinstance(value, (int, str)) and not isinstance(value, bool) else None
+        if match is None:
+            raise cls._refuse(value)
+        first, last = int(match[1]), int(match[2] or match[1])
+        if first < 1:
+            raise cls._refuse(value, "the first step is 1")
+        if first > last:
+            raise cls._refuse(value, f"{last} comes before {first}")
+        return cls(first, last, value.strip() if isinstance(value, str) else "")
+
+    def __contains__(self, step: int) -> bool:
+        return self.first <= step <= self.last
+
+    def __str__(self) -> str:
+        return self.text or (str(self.first) if self.first == self.last else f"{self.first}-{self.last}")
+
+    @classmethod
+    def _json_forms(cls) -> list[dict[str, Any]]:
+        return [{"type": "string", "pattern": r"^\s*[0-9]+\s*(-\s*[0-9]+\s*)?$"}, {"type": "integer", "minimum": 1}]

@@ -129,7 +129,8 @@ class RemoteSession(QuietSession):
             rank=seat.rank, size=seat.size, local_rank=seat.local_rank, local_size=seat.local_size,
             cross_rank=seat.cross_rank, cross_size=seat.cross_size, host=seat.host,
             rendezvous_host=seat.rendezvous_host, rendezvous_port=seat.rendezvous_port, interface=seat.interface,
-            timeout=comm.timeout.seconds, cycle_ms=comm.cycle_ms), self._boot.job.framework)
+            timeout=comm.timeout.seconds, cycle_ms=comm.cycle_ms,
+            shared_memory=comm.shared_memory), self._boot.job.framework)
         with self._lock:
             self.round, self.rank, self.size, self.fresh = seat.round, seat.rank, seat.size, seat.fresh
             self._first_of_round, self._slowest = True, 0.0

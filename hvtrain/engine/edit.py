@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Sequence
+from typing import Iterable, Sequence, Union
 
 from hvtrain.errors import EngineBuildError
 
@@ -41,22 +41,41 @@ class Edit:
         return text.replace(self.anchor, self.replacement)
 
 
-def edit_names(edits: Iterable[Edit]) -> list[str]:
+@dataclass(frozen=True)
+class Addition:
+    """A file of ours, ``source``, that becomes ``file`` of the source tree; ``name`` and ``why`` as of an Edit."""
+
+    name: str
+    file: str
+    source: Path
+    why: str
+    issue: str = ""
+
+    @property
+    def text(self) -> str:
+        return self.source.read_text(encoding="utf-8")
+
+
+Change = Union[Edit, Addition]
+
+
+def edit_names(edits: Iterable[Change]) -> list[str]:
     """The names of the edits, each once, in the order in which they are applied."""
     return list(dict.fromkeys(edit.name for edit in edits))
 
 
-def edits_digest(edits: Sequence[Edit]) -> str:
+def edits_digest(edits: Sequence[Change]) -> str:
     """A sha256 that changes whenever an edit changes what is compiled."""
     digest = hashlib.sha256()
     for edit in edits:
-        for part in (edit.file, edit.anchor, edit.replacement):
+        added = isinstance(edit, Addition)
+        for part in (edit.file, edit.text) if added else (edit.file, edit.anchor, edit.replacement):
             data = part.encode()
             digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()
 
 
-def apply_edits(tree: Path, edits: Sequence[Edit]) -> None:
+def apply_edits(tree: Path, edits: Sequence[Change]) -> None:
     """Make all edits in the unpacked source ``tree``, or none of them.
 
     Raises EngineBuildError, naming the edit and the file, when a file is missing or an anchor does not stand in
@@ -64,6 +83,16 @@ def apply_edits(tree: Path, edits: Sequence[Edit]) -> None:
     """
     texts: dict[str, str] = {}
     for edit in edits:
+        if isinstance(edit, Addition):
+            place = tree / edit.file
+            if place.exists() or edit.file in texts:
+                raise EngineBuildError(f"Addition '{edit.name}' does not fit: {edit.file} is there already. "
+                                       f"Is this another release of Horovod, or have the edits been made already?")
+            if not place.parent.is_dir():
+                raise EngineBuildError(f"Addition '{edit.name}' does not fit: there is no folder for {edit.file} below "
+                                       f"{tree}. Is this another release of Horovod?")
+            texts[edit.file] = edit.text
+            continue
         if edit.file not in texts:
             try:
                 texts[edit.file] = (tree / edit.file).read_text(encoding="utf-8")

@@ -15,6 +15,7 @@ no-abort         what happens to a connection never aborts the process
 connect-timeout  a peer's connection is waited for as long as everything else
 half-message     an operation whose connection breaks in the middle of a message is told at once
 idle-wait        opt-in, ``HVTRAIN_IDLE_CYCLE_MS``: no polling while no tensor is outstanding
+coded            all-reduces with names of ours are compressed on the wire and added up in float32
 in-place         an all-reduce in place does not copy its buffer onto itself first
 settings-again   ``hvd.init()`` can be called again with a fusion threshold and a cycle time
 exit-once        ``hvd.init()`` registers one function to be called at exit, however often it is called
@@ -24,19 +25,21 @@ record           the wheel carries ``hvtrain_engine.json``, which says how it wa
 
 from __future__ import annotations
 
-from hvtrain.engine.edit import Edit
+from hvtrain.engine.edit import Change, Edit
+from hvtrain.engine.edits_coded import CODED_EDITS
 from hvtrain.engine.edits_cut import CUT_EDITS
 from hvtrain.engine.edits_idle import IDLE_EDITS
 from hvtrain.engine.edits_mesh import MESH_EDITS
 from hvtrain.engine.edits_pairs import PAIR_EDITS
 from hvtrain.engine.edits_rounds import ROUND_EDITS
 
-EDITS: tuple[Edit, ...] = (
+EDITS: tuple[Change, ...] = (
     *ROUND_EDITS,
     *CUT_EDITS,
     *MESH_EDITS,
     *PAIR_EDITS,
     *IDLE_EDITS,
+    *CODED_EDITS,
     Edit(
         name="in-place", file="horovod/common/ops/gloo_operations.cc",
         why="an all-reduce in place copies its buffer onto itself first: all gradients, every step",

@@ -10,6 +10,8 @@ import os
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from hvtrain.engine.reductions import Span
+
 
 @dataclass(frozen=True)
 class Place:
@@ -17,7 +19,7 @@ class Place:
 
     ``timeout`` (seconds) bounds every single collective operation; ``cycle_ms`` is how often Horovod's
     background thread looks for work while an operation is under way, ``idle_ms`` how long it sleeps
-    otherwise unless it is woken.
+    otherwise unless it is woken; ``shared_memory`` allows ranks of one host to add up through memory that they share.
     """
 
     rank: int = 0
@@ -33,6 +35,7 @@ class Place:
     timeout: float = 30.0
     cycle_ms: float = 1.0
     idle_ms: float = 20.0
+    shared_memory: bool = True
 
     def environment(self) -> dict[str, str]:
         """The variables from which Horovod's ``init()`` reads this place."""
@@ -50,6 +53,7 @@ class Place:
             "HOROVOD_FUSION_THRESHOLD": 0,
             "HOROVOD_CYCLE_TIME": self.cycle_ms,
             "HVTRAIN_IDLE_CYCLE_MS": self.idle_ms,
+            "HVTRAIN_SHARED_MEMORY": int(self.shared_memory),
         }
         return {name: str(value) for name, value in variables.items()}
 
@@ -80,8 +84,23 @@ class World(Protocol):
     timeout: float
     waiting: bool
 
-    def sum_async(self, tensor: Any, name: str) -> Any:
-        """Start to add ``tensor`` up over all ranks, in place; returns a handle for :meth:`wait`."""
+    def sum_async(self, tensor: Any, name: str, codec: str = "none") -> Any:
+        """Start to add ``tensor`` up over all ranks, in place; returns a handle for :meth:`wait`.
+
+        ``codec`` (see ``comm/codecs.py``) other than none: float32 on the CPU only.
+        """
+
+    def noise(self, seed: int) -> None:
+        """Seed the noise of lossy codecs, from now on; the same on all ranks."""
+
+    def reduced(self) -> float:
+        """Seconds that sums have been under way so far in this process, be anyone waiting for them or not."""
+
+    def record(self, on: bool) -> None:
+        """Keep a span of every sum that ends from now on, for :meth:`spans`; or stop, and forget them."""
+
+    def spans(self) -> list[Span]:
+        """The sums that have ended since the last call, oldest first, under the names that they were started with."""
 
     def wait(self, handle: Any) -> None:
         """Wait for a handle's operation."""
@@ -105,8 +124,20 @@ class SoloWorld:
     rank, size, local_rank = 0, 1, 0
     timeout, waiting = Place.timeout, False
 
-    def sum_async(self, tensor: Any, name: str) -> Any:
+    def sum_async(self, tensor: Any, name: str, codec: str = "none") -> Any:
         return None
+
+    def noise(self, seed: int) -> None:
+        return None
+
+    def reduced(self) -> float:
+        return 0.0
+
+    def record(self, on: bool) -> None:
+        return None
+
+    def spans(self) -> list[Span]:
+        return []
 
     def wait(self, handle: Any) -> None:
         return None

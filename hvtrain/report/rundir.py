@@ -7,6 +7,7 @@
               status.json   state, reason, step           metrics.jsonl    one measurement a line
               .lock         held while a job runs         events.jsonl     one event a line
               control.json  how commands reach the job    ledger/          who used which sample (log.ledger)
+                                                          timeline.json    a trace of some steps (log.timeline)
 """
 
 from __future__ import annotations

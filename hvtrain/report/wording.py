@@ -48,6 +48,13 @@ def _resize(step: int | None, values: Values) -> str:
     return f"step {step}: from {values['old']} to {workers(values['new'])}"
 
 
+def _timeline(step: int | None, values: Values) -> str:
+    if "path" not in values:
+        return f"log.timeline: {values['steps']} gave no timeline: {values['reason']}"
+    cut = f" (cut short: {values['cut_short']})" if "cut_short" in values else ""
+    return f"timeline of steps {values['steps']} in {values['path']}{cut}: open it in https://ui.perfetto.dev"
+
+
 _SOURCES = {"memory": "the snapshot in a host's memory", "checkpoint": "the last durable checkpoint",
             "start": "the beginning: there was neither a snapshot nor a checkpoint"}
 _LINES: dict[str, Callable[[int | None, Values], str]] = {
@@ -55,5 +62,6 @@ _LINES: dict[str, Callable[[int | None, Values], str]] = {
     "start_method": lambda step, values: f"warning: {values.get('text', '')}",
     "stop_requested": lambda step, values: "stopping after a checkpoint; a second signal stops at once",
     "warm_restarted": lambda step, values: f"{values.get('text', '')}; it was started again",
+    "timeline": _timeline,
     "early_stop": lambda step, values: f"early stop: no improvement; step {step}",
 }

@@ -25,15 +25,15 @@ def run(tmp_path):
 
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory):
-    """What an undisturbed run of ``WHOLE`` on so many workers ends with; each is made once."""
+    """What an undisturbed run of ``WHOLE`` and further settings on so many workers ends with; each is made once."""
     endings = {}
 
-    def ending(workers: int) -> dict:
-        if workers not in endings:
+    def ending(workers: int, *settings: str) -> dict:
+        if (workers, *settings) not in endings:
             job = Run(tmp_path_factory.mktemp("calm"))
-            job.run(*WHOLE, workers=workers)
+            job.run(*WHOLE, *settings, workers=workers)
             assert job.exact(STEPS).repeated == 0
-            endings[workers] = job.ending()
-        return endings[workers]
+            endings[workers, *settings] = job.ending()
+        return endings[workers, *settings]
 
     return ending

@@ -18,6 +18,7 @@ import sys
 import threading
 import time
 
+import numpy as np
 import psutil
 
 # Before the fork: what is slow is done once.
@@ -35,6 +36,11 @@ else:
 
 from hvtrain.engine.rounds import Forming  # noqa: E402
 from hvtrain.engine.world import Place  # noqa: E402
+from tests.support.parts import hashed, part  # noqa: E402
+
+if FRAMEWORK == "torch":
+    from hvtrain.engine.horovod_torch import library, zeros
+    from hvtrain.engine.reductions import Reductions
 
 NOW = {"prepare", "abandon", "cut", "users_socket", "users_socket_works", "numbers"}
 
@@ -111,6 +117,89 @@ class Member(Plain):
             tensor = torch.full((count,), value)
             self.world.wait(self.world.sum_async(tensor, "x"))
         return float(tensor[-1])
+
+    def sums(self, codec: str, counts: list[int], seed: int, kind: str = "normal", shared: bool = False, times: int = 1,
+             noise: int | None = None, save: str | None = None) -> list[list[str]]:
+        """Sum a part of each of these sizes, all in flight at once; the hashes of the sums, for each of so many times.
+
+        With ``shared`` they lie in memory that the neighbours can read. ``save`` names a file to write the sums into, too.
+        """
+        self.world.noise(seed if noise is None else noise)
+        tensors, found = [self.vector(count, shared) for count in counts], []
+        for _ in range(times):
+            for number, tensor in enumerate(tensors):
+                tensor.copy_(torch.from_numpy(part(kind, len(tensor), seed + number, self.world.rank)))
+            handles = [self.world.sum_async(tensor, f"s{number}", codec) for number, tensor in enumerate(tensors)]
+            for handle in handles:
+                self.world.wait(handle)
+            found.append([hashed(tensor.numpy()) for tensor in tensors])
+        if save is not None and self.world.rank == 0:
+            np.savez(save, *[tensor.numpy() for tensor in tensors])
+        return found
+
+    def grind(self, codec: str, count: int, times: int, shared: bool = False) -> float:
+        """Sum a large vector of ones time and again; by how much any sum was off at most."""
+        tensor, off = self.vector(count, shared), 0.0
+        for _ in range(times):
+            tensor.fill_(1.0)
+            self.world.wait(self.world.sum_async(tensor, "grind", codec))
+            off = max(off, float(tensor.sub_(self.world.size).abs_().max()))
+        return off
+
+    def medley(self, seed: int) -> list[str]:
+        """Plain, coded and broadcast operations of several types in one go; the hashes of the results."""
+        rank, tensors, handles = self.world.rank, [], []
+        self.world.noise(seed)
+        for number, codec in enumerate(("none", "fp16", "int8", "bf16") * 2):
+            tensors.append(torch.from_numpy(part("normal", 3000 + number, seed + number, rank).copy()))
+            handles.append(self.world.sum_async(tensors[-1], f"m{number}", codec))
+        for name, dtype in (("f64", torch.float64), ("i64", torch.int64)):
+            tensors.append(torch.arange(1000, dtype=dtype) * (rank + 1))
+            handles.append(self.world.sum_async(tensors[-1], name))
+        told = torch.from_numpy(part("normal", 5000, seed, rank).copy())
+        self.world.broadcast(told, self.world.size - 1, "told")
+        for handle in reversed(handles):
+            self.world.wait(handle)
+        return [hashed(tensor.numpy()) for tensor in (*tensors, told)]
+
+    def spans(self, codec: str, count: int) -> list[dict]:
+        """What the engine tells of two sums, of which only the second one is recorded."""
+        reductions = Reductions(library())
+        busy = reductions.seconds()
+        reductions.record(False)
+        self.sums(codec, [count], seed=1)
+        reductions.record(True)
+        begun = time.monotonic()
+        self.sums(codec, [count, 10], seed=1)
+        found = reductions.spans()
+        assert reductions.seconds() - busy >= sum(span.end - span.begin for span in found)
+        assert all(begun <= span.begin <= span.end <= time.monotonic() for span in found), found
+        assert reductions.spans() == []
+        reductions.record(False)
+        return [vars(span) for span in found]
+
+    def memory(self, count: int) -> str:
+        """How a vector of that size lies: "shared" with the neighbours, or "private"."""
+        vector = self.vector(count, True)
+        address = vector.data_ptr()
+        with open("/proc/self/maps", encoding="utf-8") as file:
+            for line in file:
+                low, high = (int(bound, 16) for bound in line.split()[0].split("-"))
+                if low <= address < high:
+                    return "shared" if "memfd:hvtrain" in line else "private"
+        return "nowhere"
+
+    def vector(self, count: int, shared: bool) -> torch.Tensor:
+        return zeros(count) if shared else torch.zeros(count)
+
+    def chunk_kilobytes(self, kilobytes: int) -> None:
+        """The length of the engine's messages; to be called before the first sum."""
+        os.environ["HVTRAIN_CHUNK_KB"] = str(kilobytes)
+
+    def wrong_name(self) -> None:
+        """Ask for a codec that there is not, past what checks it."""
+        handle = hvd.allreduce_async_(torch.zeros(3), name="hvtrain_coded_zip.x", op=hvd.Sum)
+        self.world.wait(handle)
 
     def broadcast(self, value: float, count: int = 3) -> float:
         tensor = torch.full((count,), value)

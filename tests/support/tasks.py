@@ -34,13 +34,16 @@ class Blobs(Task):
         slow: seconds that every step takes longer.
         bad_sample: the loss of any batch with this sample raises.
         late: ``{"after": N, "seconds": S}``: all models but the first N take S seconds to build. Needs ``ledger``.
+        width: of the hidden layer.
+        huge: the losses of any batch with this sample are so large that half precision overflows.
+        feedback: gradients travel by the toy codec that has a state.
     """
 
     def __init__(self, samples: int = 230, norm: bool = False, ledger: str | None = None,
                  fault: dict | None = None, slow: float = 0.0, late: dict | None = None,
-                 bad_sample: int | None = None):
+                 bad_sample: int | None = None, width: int = 32, huge: int | None = None, feedback: bool = False):
         self.samples, self.norm, self.ledger, self.fault, self.slow = samples, norm, ledger, fault, slow
-        self.late, self.bad_sample = late, bad_sample
+        self.late, self.bad_sample, self.width, self.huge, self.feedback = late, bad_sample, width, huge, feedback
         self.seen: list[int] = []
         self.poison = False
 
@@ -48,8 +51,13 @@ class Blobs(Task):
         if self.late is not None:
             if not claim(os.path.join(self.ledger, "built"), self.late["after"]):
                 time.sleep(self.late["seconds"])
-        norm = [nn.BatchNorm1d(32)] if self.norm else []
-        return nn.Sequential(nn.Linear(16, 32), *norm, nn.ReLU(), nn.Linear(32, 4))
+        if self.feedback:
+            from hvtrain.adapters.torch import codecs
+            from tests.support.feedback import Feedback
+
+            codecs.choose = lambda name, parameters: Feedback()
+        norm = [nn.BatchNorm1d(self.width)] if self.norm else []
+        return nn.Sequential(nn.Linear(16, self.width), *norm, nn.ReLU(), nn.Linear(self.width, 4))
 
     def data(self, split: str):
         rng = np.random.default_rng(7 if split == "train" else 8)
@@ -67,7 +75,9 @@ class Blobs(Task):
             self.seen.extend(batch[2].tolist())
             if self.bad_sample in self.seen:
                 raise ValueError(f"sample {self.bad_sample} is broken")
-        losses = F.cross_entropy(outputs, batch[1], reduction="none")
+        losses = F.cross_entropy(outputs.float(), batch[1], reduction="none")
+        if self.huge is not None and torch.is_grad_enabled() and self.huge in batch[2]:
+            losses = losses * 1e30
         return losses * float("nan") if self.poison else losses
 
     def metrics(self, outputs, batch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -159,6 +159,7 @@ chance = st.builds(dict, kind=st.just("kill"), every=st.integers(1, 10**6).map(l
 
 
 @settings(deadline=None, max_examples=40)
+@example(faults=[{"kind": "kill", "every": "1ms", "during": None}], seed=0, name="0E0")  # to some readers a number
 @given(st.lists(st.one_of(timed, chance), min_size=1, max_size=5), st.integers(0, 2**40), st.text(max_size=12))
 def test_plans_survive_yaml_and_json(tmp_path_factory, faults, seed, name):
     plan = Plan.model_validate({"name": name, "seed": seed, "faults": faults})

@@ -73,4 +73,6 @@ def test_schema_takes_the_texts_of_units():
     assert re.search(saved, "10 minutes")
     (warmup,) = forms("ScheduleConfig", "warmup")
     assert re.search(warmup, "5%") and re.search(warmup, "1 epoch")
+    (traced,) = forms("LogConfig", "timeline")
+    assert re.search(traced, "10-20") and re.search(traced, "12") and not re.search(traced, "10 steps")
     assert defs["ElasticConfig"]["properties"]["replace_timeout"]["default"] == "2s"

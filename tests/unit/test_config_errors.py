@@ -44,6 +44,9 @@ def test_five_mistakes_five_messages_with_their_lines():
     ("train:\n  epochs: 0", "train.epochs", 3, "must be above 0, got 0"),
     ("train: {ema: 1}", "train.ema", 2, "must be below 1"),
     ("train: {early_stopping: {patience: 2}}", "train.early_stopping.metric", 2, "but missing; The eval"),
+    ("train: {precision: half}", "train.precision", 2, "one of fp32, bf16, fp16"),
+    ("train: {precision: fp16, loss_scale: 0}", "train.loss_scale", 2, "must be above 0"),
+    ("comm: {codec: fp8}", "comm.codec", 2, "one of none, fp16, bf16, int8"),
     ("train: {early_stopping: accuracy}", "train.early_stopping", 2, "keys with values, got the text 'acc"),
     ("optim: {lr: '1e-3'}", "optim.lr", 2, "remove the quotes"),
     ("optim: {lr: .inf}", "optim.lr", 2, "a finite number"),
@@ -63,6 +66,8 @@ def test_five_mistakes_five_messages_with_their_lines():
     ("log: {sinks: [jsonl, tensorbord]}", "log.sinks.1", 2, "did you mean tensorboard?"),
     ("log: {sinks: [jsonl, jsonl]}", "log.sinks", 2, "named more often"),
     ("log: {sinks: jsonl}", "log.sinks", 2, "a list, got the text 'jsonl'"),
+    ("log: {timeline: 20-10}", "log.timeline", 2, 'such as "10-20", got \'20-10\' (10 comes before 20)'),
+    ("log: {timeline: 0}", "log.timeline", 2, "got 0 (the first step is 1)"),
     ("launch: {threads: many}", "launch.threads", 2, "or auto; got 'many'"),
     ("launch: {threads: 0}", "launch.threads", 2, "above 0"),
     ("comm: {timeout: 0s}", "comm.timeout", 2, "a time above 0"),
@@ -85,6 +90,8 @@ def test_single_mistakes(problems, body, key, line, words):
 
 @pytest.mark.parametrize("body, key, line", [
     ("train: {epochs: 1, steps: 2}", "train.steps", 2),
+    ("train:\n  loss_scale: 1024", "train.loss_scale", 3),
+    ("train:\n  precision: bf16\n  loss_scale: 1024", "train.loss_scale", 4),
     ("data: {micro_batch: 65}", "data.micro_batch", 2),
     ("data: {sampling: balanced, shuffle: false}", "data.shuffle", 2),
     ("elastic:\n  min_workers: 3\n  max_workers: 2", "elastic.min_workers", 3),
@@ -110,6 +117,8 @@ def test_possible_combinations(tmp_path):
     path = tmp_path / "job.yaml"
     path.write_text("task: {target: 'a:b'}")
     load(path, ["optim.name=sgd", "optim.momentum=0.9", "launch.workers=100", "data.global_batch=3"], {})
+    load(path, ["train.precision=fp16", "train.loss_scale=1024", "comm.codec=int8", "comm.shared_memory=false"], {})
+    load(path, ["train.precision=bf16", "train.loss_scale=65536", "comm.codec=bf16"], {})
     load(path, ["optim.schedule={name: step, every: 2 epochs, factor: 0.5}", "checkpoint.every=10 m"], {})
     load(path, ["elastic={min_workers: 2, max_workers: 4}", "launch.workers=4", "optim.schedule.name=cosine",
                 "optim.schedule.final=0.1"], {})

@@ -13,7 +13,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hvtrain.config import Duration, Every, GroupConfig, Job, OptimConfig, Steps, TaskConfig, dump, load
+from hvtrain.config import Duration, Every, GroupConfig, Job, OptimConfig, StepRange, Steps, TaskConfig, dump, load
 from hvtrain.config.interpolation import escape, resolve
 from hvtrain.errors import ConfigError
 
@@ -115,6 +115,14 @@ def test_interpolation(file, monkeypatch):
     """), ["run.name=lr-${optim.lr}"], {})
     assert job.task.args == {"seed": 0, "list": [64, 2], "copy": [64, 2], "plain": "${x}"}
     assert job.run.dir == "/data/s0" and job.launch.workers == 1 and job.run.name == "lr-0.001"
+
+
+@pytest.mark.parametrize("steps", ["10-20", "12", "7 - 9"])
+def test_steps_to_trace_round_trip(file, steps):
+    job = load(file("task: {target: 'a:b'}"), [f"log.timeline={steps}"], {})
+    assert load(file(dump(job), "again.yaml"), env={}) == job and job.log.timeline == StepRange.parse(steps)
+    assert Job.model_validate(job.model_dump(mode="json")) == job
+    assert load(file("task: {target: 'a:b'}"), env={}).log.timeline is None
 
 
 def test_round_trips(file):

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvtrain.config.units import Duration, Every, Steps
+from hvtrain.config.units import Duration, Every, StepRange, Steps
 
 
 @pytest.mark.parametrize("text, seconds", [
@@ -37,6 +37,17 @@ def test_steps_resolve(text, steps):
     assert Steps.parse(text).resolve(total_steps=1000, steps_per_epoch=40) == steps
 
 
+@pytest.mark.parametrize("text, first, last", [
+    ("10-20", 10, 20), ("12", 12, 12), (12, 12, 12), (" 3 - 3 ", 3, 3), (1, 1, 1),
+])
+def test_step_range(text, first, last):
+    steps = StepRange.parse(text)
+    assert (steps.first, steps.last) == (first, last)
+    assert first in steps and last in steps and first - 1 not in steps and last + 1 not in steps
+    assert StepRange.parse(str(steps)) == steps
+    assert str(StepRange(first, last)) in (f"{first}-{last}", f"{first}")
+
+
 def test_text_is_kept_but_equality_is_by_meaning():
     assert str(Duration.parse("60s")) == "60s"
     assert Duration.parse("60s") == Duration.parse("1m")
@@ -51,6 +62,8 @@ def test_text_is_kept_but_equality_is_by_meaning():
     (Duration, ""), (Duration, [1]), (Duration, "1e400s"),
     (Every, 0), (Every, -5), (Every, "0 steps"), (Every, "1.5 epochs"), (Every, 1.5), (Every, True),
     (Every, "5%"), (Every, "epoch"), (Every, "0s"),
+    (StepRange, "20-10"), (StepRange, 0), (StepRange, "0-5"), (StepRange, -3), (StepRange, "10-"), (StepRange, "10:20"),
+    (StepRange, 1.5), (StepRange, True), (StepRange, None), (StepRange, "5 steps"), (StepRange, [10, 20]),
     (Steps, "101%"), (Steps, -1), (Steps, "1.5 steps"), (Steps, 0.05), (Steps, "10 minutes"), (Steps, False),
 ])
 def test_refused_with_expectation_and_input(kind, bad):
@@ -61,9 +74,9 @@ def test_refused_with_expectation_and_input(kind, bad):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from([Duration, Every, Steps]), st.floats(0, 1e9) | st.integers(0, 10**9),
+@given(st.sampled_from([Duration, Every, Steps, StepRange]), st.floats(0, 1e9) | st.integers(0, 10**9),
        st.sampled_from(["", "%", "ms", "s", "m", "h", " hours", " steps", " step", " epoch", " epochs",
-                        " secs"]))
+                        " secs", "-2000000000"]))
 def test_whatever_parses_prints_back_and_fits_its_schema(kind, number, unit):
     text = f"{number:.6f}{unit}" if isinstance(number, float) else f"{number}{unit}"
     try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import copy
 
 import pytest
 import torch
@@ -10,60 +10,21 @@ from torch import nn
 
 from hvtrain.adapters.torch.gradients import FlatGradients
 from hvtrain.adapters.torch.statistics import Statistics
+from hvtrain.comm.codecs import EngineCodec
 from hvtrain.engine.world import SoloWorld
 from hvtrain.errors import RoundBroken, UserCodeError
-
-
-class PairWorld:
-    """Rank ``rank`` of two threads: sums like a real world, in place, when both ranks wait."""
-
-    size, local_rank = 2, 0
-
-    def __init__(self, rank, shared):
-        self.rank, self._shared, self.names = rank, shared, []
-
-    def sum_async(self, tensor, name):
-        self.names.append(name)
-        self._shared.setdefault(name, {})[self.rank] = tensor
-        return name
-
-    def wait(self, name):
-        barrier = self._shared["barrier"]
-        barrier.wait(5)
-        if self.rank == 0:
-            first, second = self._shared[name][0], self._shared[name][1]
-            total = first + second
-            first.copy_(total), second.copy_(total)
-        barrier.wait(5)
-
-
-def pair(work):
-    """``work(world)`` on two ranks at once; their results in rank order."""
-    shared, results, errors = {"barrier": threading.Barrier(2)}, [None, None], []
-
-    def main(rank):
-        try:
-            results[rank] = work(PairWorld(rank, shared))
-        except BaseException as error:  # noqa: BLE001 - raised again below
-            errors.append(error)
-            shared["barrier"].abort()
-
-    threads = [threading.Thread(target=main, args=(rank,)) for rank in range(2)]
-    [thread.start() for thread in threads]
-    [thread.join(10) for thread in threads]
-    if errors:
-        raise errors[0]
-    return results
+from tests.support.threads import together
 
 
 class Reducer:
     """A model with its buckets; ``step`` does what the adapter does with per-sample losses."""
 
-    def __init__(self, model, world=None, bucket_bytes=256, first_bytes=64, patterns=()):
+    def __init__(self, model, world=None, bucket_bytes=256, first_bytes=64, patterns=(), codec="none"):
         self.model, self.world = model, world or SoloWorld()
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.statistics = Statistics(model, patterns)
-        self.gradients = FlatGradients(self.trainable, self.statistics, bucket_bytes=bucket_bytes, first_bytes=first_bytes)
+        self.gradients = FlatGradients(self.trainable, self.statistics, bucket_bytes=bucket_bytes, first_bytes=first_bytes,
+                                       codec=EngineCodec(codec))
         self.gradients.use(self.world)
 
     def step(self, batches, total, loss=lambda out: out.float().pow(2).flatten(1).sum(1), flags=(0.0,)):
@@ -151,9 +112,9 @@ def test_equal_to_plain_autograd(model, buckets):
     torch.manual_seed(0)
     reducer = Reducer(model(), bucket_bytes=buckets[0], first_bytes=buckets[1])
     for _ in range(3):  # the buckets are used again
-        loss, flags, waited = reducer.step([DATA], 6, flags=(1.0, 2.0))
+        loss, flags, waited, hidden = reducer.step([DATA], 6, flags=(1.0, 2.0))
         check(reducer.grads(), plain(reducer.model, DATA))
-    assert flags[:2] == (1.0, 2.0) and waited >= 0
+    assert flags[:2] == (1.0, 2.0) and waited >= 0 and hidden == 0
     assert loss == pytest.approx(reducer.model(DATA).float().pow(2).sum().item(), rel=1e-5)
 
 
@@ -192,7 +153,7 @@ def test_two_ranks_have_the_gradient_of_the_whole_batch(model, split):
     def work(world):
         reducer = Reducer(models[world.rank], world)
         part = DATA.split(list(split))[world.rank]
-        loss, flags, _ = reducer.step([part] if len(part) else [], 6, flags=(float(world.rank), 1.0))
+        loss, flags, *_ = reducer.step([part] if len(part) else [], 6, flags=(float(world.rank), 1.0))
         return reducer.grads(), loss, flags[:2]
 
     torch.manual_seed(0)
@@ -200,7 +161,7 @@ def test_two_ranks_have_the_gradient_of_the_whole_batch(model, split):
     models = [first, MODELS[model]()]
     models[1].load_state_dict(first.state_dict())
     expected = plain(first, DATA)
-    (grads, loss, flags), other = pair(work)
+    (grads, loss, flags), other = together(work)
     assert (loss, flags) == other[1:] and flags == (1.0, 2.0)
     tolerance = {"rtol": 2e-2, "atol": 2e-2} if model == "mixed" else {"rtol": 1e-5, "atol": 1e-6}
     for name in expected:
@@ -213,9 +174,9 @@ def test_all_ranks_reduce_the_same_names_whatever_they_were_given():
         torch.manual_seed(0)
         reducer = Reducer(Partly(), world)
         reducer.step([DATA.abs()] if world.rank == 0 else [], 6)
-        return sorted(world.names)
+        return sorted(world.sums)
 
-    first, second = pair(work)
+    first, second = together(work)
     assert first == second and len(first) == len(set(first))
 
 
@@ -240,7 +201,7 @@ def test_norm_over_several_types():
 def test_a_loss_keeps_its_precision_where_the_last_bucket_is_half():
     torch.manual_seed(0)
     model = nn.Linear(4, 4).bfloat16()
-    loss, _, _ = Reducer(model).step([DATA.bfloat16()], 6, flags=(1.0,), loss=lambda out: out[:, 0].float() * 0 + 1000.25)
+    loss, *_ = Reducer(model).step([DATA.bfloat16()], 6, flags=(1.0,), loss=lambda out: out[:, 0].float() * 0 + 1000.25)
     assert loss == 6001.5
 
 
@@ -248,7 +209,7 @@ def test_a_world_that_breaks_in_a_hook_raises_through_backward_and_the_next_step
     class Breaking(SoloWorld):
         broken = True
 
-        def sum_async(self, tensor, name):
+        def sum_async(self, tensor, name, codec="none"):
             if self.broken:
                 raise RoundBroken("gone")
 
@@ -299,6 +260,62 @@ def test_sparse_gradients_are_refused_with_a_reason():
         reducer.step([torch.tensor([[1], [2]])], 2)
 
 
+# Codecs --------------------------------------------------------------------------------------------------
+LOSSY = {"fp16": 2**-9, "bf16": 2**-6, "int8": 3 / 127}
+"""The error of a sum over two ranks, as a part of the bucket's largest number."""
+
+
+def two_steps(codec="none", buckets=(256, 64)):
+    """What two ranks with unequal shares end two steps with: gradients, loss, flags, statistics, names of the sums."""
+    torch.manual_seed(0)
+    first = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    models = [first, copy.deepcopy(first)]
+
+    def work(world):
+        reducer = Reducer(models[world.rank], world, *buckets, codec=codec)
+        part = DATA.split([4, 2])[world.rank]
+        for _ in range(2):  # the buckets, and the tail beside them, are used again
+            world.sums.clear()
+            loss, flags, *_ = reducer.step([part], 6, flags=(float(world.rank), 1.0, 1e-30))
+            reducer.gradients.adopt_statistics()
+        return reducer.grads(), loss, flags, stats(reducer.model), world.sums
+
+    return together(work)
+
+
+@pytest.mark.parametrize("buckets", [(1, 1), (256, 64), (1 << 20, 1 << 20)])
+@pytest.mark.parametrize("codec", LOSSY)
+def test_a_lossy_codec_carries_gradients_and_nothing_else(codec, buckets):
+    """The loss, the flags and the statistics arrive as they are: they go by themselves then."""
+    (grads, loss, flags, found, sums), twin = two_steps(codec, buckets)
+    exact = two_steps()[0]
+    assert sums == twin[4] and sums[-1][1] == "none" and {way for _, way in sums[:-1]} == {codec}
+    assert (loss, flags) == (twin[1], twin[2]) == (exact[1], exact[2])
+    assert flags == (1.0, 2.0, pytest.approx(2e-30), 0.0)
+    for mine, theirs, expected in zip(found, twin[3], exact[3]):
+        assert torch.equal(mine, theirs) and torch.equal(mine, expected)
+    most = max(grad.abs().max() for grad in exact[0].values())
+    for name, expected in exact[0].items():
+        assert torch.equal(grads[name], twin[0][name])
+        assert (grads[name] - expected).abs().max() <= LOSSY[codec] * most, name
+    assert any(not torch.equal(grads[name], expected) for name, expected in exact[0].items())
+
+
+@pytest.mark.parametrize("codec", ["none", *LOSSY])
+def test_what_is_not_finite_is_found_on_all_ranks_and_the_tail_does_not_count(codec):
+    def work(world):
+        reducer = Reducer(models[world.rank], world, codec=codec)
+        found = []
+        for scale in (1.0, float("inf"), float("nan"), 1.0):
+            data = DATA[:3] * (scale if world.rank == 1 else 1.0)
+            reducer.step([data], 6, loss=lambda out: out.flatten(1).sum(1), flags=(float("nan"),))
+            found.append(reducer.gradients.finite())
+        return found
+
+    models = [mlp(), mlp()]
+    assert together(work) == [[True, False, False, True]] * 2
+
+
 # Statistics ----------------------------------------------------------------------------------------------
 def norm_model(momentum=0.1):
     torch.manual_seed(0)
@@ -334,7 +351,7 @@ def test_two_ranks_average_their_statistics_by_their_share_of_the_batch():
     weights = [4 / 6, 2 / 6]
     mean = sum(w * 0.1 * h.mean(0) for w, h in zip(weights, hidden))
     var = sum(w * (0.9 + 0.1 * h.var(0)) for w, h in zip(weights, hidden))
-    first, second = pair(work)
+    first, second = together(work)
     for a, b in zip(first, second):
         assert torch.equal(a, b)
     torch.testing.assert_close(first[0], mean)
@@ -351,7 +368,7 @@ def test_a_rank_without_samples_takes_the_others_statistics():
 
     models, alone = [norm_model(), norm_model()], norm_model()
     alone(DATA)
-    first, second = pair(work)
+    first, second = together(work)
     for a, b, c in zip(first, second, stats(alone)):
         assert torch.equal(a, b)
         torch.testing.assert_close(a, c)

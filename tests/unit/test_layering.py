@@ -20,12 +20,13 @@ LAYERS = (
      "hvtrain.control.crew", "hvtrain.control.seating", "hvtrain.control.assembling", "hvtrain.control.losing",
      "hvtrain.control.ending", "hvtrain.control.watching",
      "hvtrain.control.auth", "hvtrain.callbacks",
-     "hvtrain.failure", "hvtrain.target", "hvtrain.comm.buckets", "hvtrain.schedules", "hvtrain.probe"),
+     "hvtrain.failure", "hvtrain.target", "hvtrain.comm.buckets", "hvtrain.comm.loss_scale", "hvtrain.schedules",
+     "hvtrain.probe", "hvtrain.tracing"),
     ("hvtrain.task", "hvtrain.data", "hvtrain.engine", "hvtrain.comm", "hvtrain.checkpoint", "hvtrain.report", "hvtrain.chaos",
      "hvtrain.control.messages", "hvtrain.control.process", "hvtrain.engine.handover"),
     ("hvtrain.adapters", "hvtrain.hybrid"),
     ("hvtrain.loop", "hvtrain.session", "hvtrain.saving", "hvtrain.evaluation", "hvtrain.progress", "hvtrain.meter",
-     "hvtrain.recovery", "hvtrain.keeping", "hvtrain.horizon"),
+     "hvtrain.recovery", "hvtrain.keeping", "hvtrain.horizon", "hvtrain.timeline"),
     ("hvtrain.control", "hvtrain.launch", "hvtrain.trainer", "hvtrain.drill"),
     ("hvtrain.cli",),
 )
@@ -38,13 +39,15 @@ USES = {  # within a layer: who may know whom
     "hvtrain.schedules": {"hvtrain.config"},
     "hvtrain.task": {"hvtrain.data"},
     "hvtrain.engine.handover": {"hvtrain.engine", "hvtrain.checkpoint"},
+    "hvtrain.comm": {"hvtrain.engine", "hvtrain.checkpoint"},  # codecs: the world they sum in, the state they keep
     "hvtrain.launch": {"hvtrain.control"},
     "hvtrain.hybrid": {"hvtrain.adapters"},
     "hvtrain.loop": {"hvtrain.session", "hvtrain.saving", "hvtrain.evaluation", "hvtrain.progress", "hvtrain.meter",
-                     "hvtrain.recovery", "hvtrain.keeping", "hvtrain.horizon"},
+                     "hvtrain.recovery", "hvtrain.keeping", "hvtrain.horizon", "hvtrain.timeline"},
     "hvtrain.recovery": {"hvtrain.keeping", "hvtrain.progress", "hvtrain.saving", "hvtrain.session"},
     "hvtrain.keeping": {"hvtrain.progress", "hvtrain.saving"},
     "hvtrain.horizon": {"hvtrain.progress"},
+    "hvtrain.timeline": {"hvtrain.session"},
     "hvtrain.saving": {"hvtrain.session", "hvtrain.progress"},
     "hvtrain.evaluation": {"hvtrain.progress"},
 }
@@ -52,7 +55,8 @@ FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod"}
 PURE = ("hvtrain.errors", "hvtrain.config", "hvtrain.data.sampler", "hvtrain.control.membership", "hvtrain.control.roster",
         "hvtrain.control.events", "hvtrain.control.causes", "hvtrain.control.crew", "hvtrain.control.seating",
         "hvtrain.control.assembling", "hvtrain.control.losing", "hvtrain.control.ending", "hvtrain.control.watching",
-        "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.schedules", "hvtrain.callbacks", "hvtrain.failure",
+        "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.comm.loss_scale", "hvtrain.schedules", "hvtrain.callbacks",
+        "hvtrain.failure",
         "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule", "hvtrain.control.messages", "hvtrain.control.tally")
 FRAMEWORK_USERS = ("hvtrain.adapters", "hvtrain.hybrid", "hvtrain.engine.horovod_", "hvtrain.engine.world", "hvtrain.data")
 

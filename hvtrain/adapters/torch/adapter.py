@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import torch
 
-from hvtrain import probe
+from hvtrain import probe, tracing
 from hvtrain.adapters.base import Reduced
-from hvtrain.adapters.torch import optimizers, sharing, state
+from hvtrain.adapters.torch import codecs, optimizers, sharing, state
 from hvtrain.adapters.torch.averages import Averages
 from hvtrain.adapters.torch.gradients import FlatGradients
+from hvtrain.adapters.torch.precision import Precision
 from hvtrain.adapters.torch.statistics import Statistics
 from hvtrain.checkpoint.blob import Blob
 from hvtrain.config import Job
@@ -59,9 +61,13 @@ class TorchAdapter:
         self.optimizer.register_step_post_hook(lambda *_: probe.reached("optimizer"))
         self._statistics = Statistics(self.model, self._task.averaged_buffers)
         comm = self._job.comm
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        self._codec = codecs.choose(comm.codec, named)
+        self._precision = Precision(self._job.train.precision, self.device, self._job.train.loss_scale)
+        self._overflow = False
         self._gradients = FlatGradients(self._trainable, self._statistics,
                                         bucket_bytes=int(comm.bucket_mb * MEGABYTE),
-                                        first_bytes=int(comm.first_bucket_mb * MEGABYTE))
+                                        first_bytes=int(comm.first_bucket_mb * MEGABYTE), codec=self._codec)
         decay = self._job.train.ema
         self._averages = Averages(self.model, decay) if decay is not None else None
         self.model.train()
@@ -72,8 +78,9 @@ class TorchAdapter:
 
     def seed(self, step: int) -> None:
         # One 64-bit word from (seed, step, rank); the generator itself spreads it over its state.
-        mixed = (self._job.run.seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9
-                 + self._world.rank * 0x94D049BB133111EB)
+        common = self._job.run.seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9
+        mixed = common + self._world.rank * 0x94D049BB133111EB
+        self._world.noise(common)
         # Not torch.manual_seed: it also asks every accelerator library and takes 0.7 ms.
         torch.default_generator.manual_seed(mixed & (2**63 - 1))
         if self.device.type == "cuda":
@@ -87,35 +94,62 @@ class TorchAdapter:
             loss_sum = 0.0
             for number, (batch, count) in enumerate(zip(batches, counts)):
                 batch = self._to_device(batch)
-                outputs = self._forward(batch)
-                probe.reached("forward")
-                losses = self._losses(outputs, batch, count)
-                value = losses.sum()
-                loss_sum += value.item()
+                with tracing.span(tracing.COMPUTE, "forward", number):
+                    with self._precision.context():
+                        outputs = self._forward(batch)
+                        probe.reached("forward")
+                        losses = self._losses(outputs, batch, count)
+                    value = losses.sum()
+                    loss_sum += value.item()
                 if number == len(batches) - 1:
                     self._gradients.expect_last(loss_sum, flags, sum(counts) / total)
-                (value / total).backward()
+                with tracing.span(tracing.COMPUTE, "backward", number):
+                    (value / (total / self._precision.factor)).backward()
                 self._tick()
             if not batches:
                 self._gradients.expect_last(0.0, flags, 0.0)
-            summed, flags_sum, waited = self._gradients.finish()
+            summed, flags_sum, waited, hidden = self._gradients.finish()
         except RoundBroken:
             self._statistics.put_back()
             raise
         self._statistics.check_others()
-        return Reduced(summed / total, flags_sum, waited)
+        self._overflow = self._overflown(summed)
+        return Reduced(summed / total, flags_sum, waited, hidden, self._overflow)
+
+    def _overflown(self, loss: float) -> bool:
+        """Whether half precision was too narrow; what all ranks see alike, because it was reduced."""
+        scale = self._precision.scale
+        if scale is None or (math.isfinite(loss) and self._gradients.finite()):
+            return False
+        if scale.exhausted:
+            raise Diverged("the gradients are not finite, however small the loss scale. Nothing of this step was "
+                           "applied. Set train.precision=bf16 or fp32, lower optim.lr, or look at the data")
+        return True
 
     def apply(self, step: int, factor: float) -> Mapping[str, float]:
         values = {"lr": optimizers.set_rates(self.optimizer, self._base_rates, factor)}
+        scale = self._precision.scale
+        if scale is not None:
+            values |= {"loss_scale": scale.value, "skipped": float(self._overflow)}
+        if scale is not None and self._overflow:
+            scale.overflow()
+            self._statistics.put_back()
+            return values
+        undo = 1.0 / self._precision.factor
         limit = self._job.train.grad_clip
         if limit is not None:
-            norm = self._gradients.norm()
+            norm = self._gradients.norm() * undo
             if not torch.isfinite(norm):  # the same on all ranks: the gradients have been reduced
                 raise Diverged(f"the gradient of step {step + 1} is not finite. Nothing of it was applied. Lower "
                                "optim.lr or look at the data of that step")
-            self._gradients.scale((limit / (norm + 1e-6)).clamp(max=1.0))
+            self._gradients.scale((limit / (norm + 1e-6)).clamp(max=1.0) * undo)
             values["grad_norm"] = norm.item()
+        elif undo != 1.0:
+            self._gradients.scale(torch.tensor(undo))
         self.optimizer.step()
+        self._codec.commit()
+        if scale is not None:
+            scale.good()
         self._gradients.adopt_statistics()
         if self._averages is not None:
             self._averages.update(step)
@@ -130,8 +164,11 @@ class TorchAdapter:
             with self._averages.in_place() if ema and self._averages is not None else nullcontext():
                 for batch, count in batches:
                     batch = self._to_device(batch)
-                    outputs = self._forward(batch)
-                    values = {"loss": self._losses(outputs, batch, count), **self._task.metrics(outputs, batch)}
+                    with self._precision.context():
+                        outputs = self._forward(batch)
+                        losses = self._losses(outputs, batch, count)
+                        losses = losses if losses.dim() else losses.double() / count  # one for all: the mean again
+                        values = {"loss": losses, **self._task.metrics(outputs, batch)}
                     for name, value in values.items():
                         sums[name] = sums.get(name, 0.0) + self._sum(name, value, count)
                     samples += count
@@ -155,11 +192,14 @@ class TorchAdapter:
         groups = {"model": state.export_module(self.model, copy), "optimizer": optimizer}
         if self._averages is not None:
             groups["ema"] = {name: state.to_blob(t, copy) for name, t in self._averages.tensors.items()}
-        return groups
+        remembered = self._codec.export()
+        return {**groups, "codec": remembered} if remembered else groups
 
     def scalars(self) -> dict[str, Any]:
         _, values = state.export_optimizer(self.model, self.optimizer)
-        return {"optimizer": values, "groups": optimizers.changed_settings(self.optimizer, self._initial)}
+        scalars = {"optimizer": values, "groups": optimizers.changed_settings(self.optimizer, self._initial)}
+        scale = self._precision.scale
+        return scalars if scale is None else {**scalars, "loss_scale": scale.export()}
 
     def restore(self, groups: Mapping[str, Mapping[str, Blob]], scalars: Mapping[str, Any]) -> None:
         state.restore_module(self.model, groups["model"])
@@ -169,6 +209,9 @@ class TorchAdapter:
             # A run that switches the average on later starts it from the weights.
             source = groups.get("ema") or {n: state.to_blob(p) for n, p in self.model.named_parameters()}
             state.restore_tensors(self._averages.tensors, source, "average")
+        self._codec.restore(groups.get("codec", {}))
+        if self._precision.scale is not None and "loss_scale" in scalars:
+            self._precision.scale.restore(scalars["loss_scale"])
         self._statistics.refresh()
 
     def total(self, values: Sequence[float], name: str) -> list[float]:
@@ -200,13 +243,15 @@ class TorchAdapter:
         losses = self._task.loss(outputs, batch)
         if not isinstance(losses, torch.Tensor):
             raise UserCodeError(f"Task.loss gave a {type(losses).__name__}; it must give a tensor")
+        if losses.dtype in (torch.float16, torch.bfloat16):  # before they are multiplied and added up
+            losses = losses.float()
         if losses.dim() == 0:
             return losses * count
         if losses.shape != (count,):
             raise UserCodeError(f"Task.loss gave shape {tuple(losses.shape)} for a batch of {count} samples; it must "
                                 f"give one loss per sample, shape ({count},), or their mean, a scalar. "
                                 "With torch's losses: reduction='none', then the mean over what belongs to one sample")
-        return losses.float() if losses.dtype in (torch.float16, torch.bfloat16) else losses
+        return losses
 
     @staticmethod
     def _sum(name: str, value: Any, count: int) -> float:

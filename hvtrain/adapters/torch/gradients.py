@@ -2,26 +2,30 @@
 
 ::
 
-    backward --grad of p--> hook: copy into bucket view --bucket full--> sum_async --...--> wait
+    backward --grad of p--> hook: copy into bucket view --bucket full--> codec.start --...--> codec.finish
                                    (later micro-batches add in place)
 
 The last bucket carries a tail behind its gradients: the sum of losses, the flags, and the statistics of
-normalisation layers. So a step needs no collective operation beside those of its gradients.
+normalisation layers. So a step needs no collective operation beside those of its gradients. With a lossy codec the
+tail goes by itself, as it is.
 """
 
 from __future__ import annotations
 
 import time
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 
-from hvtrain import probe
+from hvtrain import probe, tracing
 from hvtrain.adapters.torch.statistics import Statistics
 from hvtrain.comm import buckets as layout
+from hvtrain.comm.codecs import Codec, EngineCodec
+from hvtrain.engine.horovod_torch import zeros
 from hvtrain.engine.world import World
 from hvtrain.errors import UserCodeError
 
+PLAIN = EngineCodec("none")
 FLAGS = 4
 """Room for flags in the tail."""
 
@@ -33,10 +37,12 @@ class FlatGradients:
         parameters: trainable parameters in the model's order, each once.
         statistics: what normalisation layers contribute to the tail.
         bucket_bytes, first_bytes: size limits, see :func:`hvtrain.comm.buckets.plan`.
+        codec: how buckets travel.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], statistics: Statistics, *,
-                 bucket_bytes: int, first_bytes: int):
+                 bucket_bytes: int, first_bytes: int, codec: Codec = PLAIN):
+        self._codec = codec
         self._parameters = list(parameters)
         self._statistics = statistics
         items = [layout.Item(i, p.numel(), p.element_size(), (p.dtype, p.device))
@@ -50,22 +56,27 @@ class FlatGradients:
             self._add(bucket, number)
         tail_device = statistics.device or self._flats[-1].device
         carrier = self._flats[-1]
-        if carrier.dtype == torch.float32 and carrier.device == tail_device:
+        if not codec.lossy and carrier.dtype == torch.float32 and carrier.device == tail_device:
             self._tail = carrier[self._plan[-1].elements:]
         else:  # a loss summed in half precision would be useless
             self._tail = torch.zeros(self._tail_size, device=tail_device)
             self._flats.append(self._tail)
         self._missing = [0] * len(self._plan)
-        self._handles: list[int | None] = [None] * len(self._flats)
+        self._handles: list[Any] = [None] * len(self._flats)
+        self._started = [False] * len(self._flats)
         self._arrived: set[int] = set()  # parameters whose gradient this step's last backward has made
         self._reducing = False
+        self._reduced_before = 0.0
         self._world: World | None = None
         self._hooks = [p.register_post_accumulate_grad_hook(self._hook(i)) for i, p in enumerate(self._parameters)]
 
     def _add(self, bucket: layout.Bucket, number: int) -> None:
         dtype, device = bucket.kind
-        room = self._tail_size if number == len(self._plan) - 1 and dtype == torch.float32 else 0
-        flat = torch.zeros(bucket.elements + room, dtype=dtype, device=device)
+        carries = number == len(self._plan) - 1 and dtype == torch.float32 and not self._codec.lossy
+        room = self._tail_size if carries else 0
+        size = bucket.elements + room
+        shared = dtype == torch.float32 and device.type == "cpu"
+        flat = zeros(size) if shared else torch.zeros(size, dtype=dtype, device=device)
         self._flats.append(flat)
         for slot in bucket.slots:
             parameter = self._parameters[slot.index]
@@ -94,30 +105,44 @@ class FlatGradients:
         self._statistics.write(self._tail[1 + FLAGS:], weight)
         self._missing = [len(bucket.slots) for bucket in self._plan]
         self._arrived.clear()
-        self._handles = [None] * len(self._flats)
+        self._reduced_before = self._world.reduced() if self._world is not None else 0.0
+        self._started = [False] * len(self._flats)
         self._reducing = True
 
-    def finish(self) -> tuple[float, tuple[float, ...], float]:
-        """Start what backward left out, wait for all; (sum of losses, flags, seconds waited)."""
+    def finish(self) -> tuple[float, tuple[float, ...], float, float]:
+        """Start what backward left out, wait for all.
+
+        Returns the sum of losses, the flags, and the seconds that were waited and that reductions went on unseen.
+        """
         for index, parameter in enumerate(self._parameters):
             if parameter.grad is None:  # no sample of this rank, or no path to the loss
                 view = self._views[index]
                 view.zero_()
                 parameter.grad = view
         for number in range(len(self._flats)):
-            if self._handles[number] is None:
+            if not self._started[number]:
                 self._start(number)
         started = time.perf_counter()
         assert self._world is not None
-        for handle in self._handles:
-            self._world.wait(handle)
+        with tracing.span(tracing.WAIT, "reductions"):
+            for number, handle in enumerate(self._handles):
+                with tracing.span(tracing.WAIT, "bucket", number):
+                    self._carrier(number).finish(self._world, handle)
         waited = time.perf_counter() - started
+        hidden = max(0.0, self._world.reduced() - self._reduced_before - waited)
         head = self._tail[:1 + FLAGS].tolist()
-        return head[0], tuple(head[1:]), waited
+        return head[0], tuple(head[1:]), waited, hidden
 
     def adopt_statistics(self) -> None:
         """Give the normalisation layers the averaged statistics."""
         self._statistics.adopt(self._tail[1 + FLAGS:])
+
+    def finite(self) -> bool:
+        """Whether all gradients are finite numbers; the same on all ranks once they are reduced.
+
+        A sum is finite only if its terms are, short of an overflow that no sane gradient comes near.
+        """
+        return all(bool(torch.isfinite(flat[:bucket.elements].sum())) for flat, bucket in zip(self._flats, self._plan))
 
     def norm(self) -> torch.Tensor:
         """L2 norm over all gradients (the tail left out)."""
@@ -132,8 +157,14 @@ class FlatGradients:
 
     def _start(self, number: int) -> None:
         assert self._world is not None
-        self._handles[number] = self._world.sum_async(self._flats[number], f"grad.{number}")
+        name = f"grad.{number}"
+        tracing.queued(name, number)
+        self._handles[number] = self._carrier(number).start(self._world, self._flats[number], name)
+        self._started[number] = True
         probe.reached("bucket")
+
+    def _carrier(self, number: int) -> Codec:
+        return self._codec if number < len(self._plan) else PLAIN  # the tail, if it is by itself
 
     def _hook(self, index: int):
         number, view = self._bucket_of[index], self._views[index]

@@ -1,0 +1,42 @@
+"""Dynamic loss scaling for float16 (Micikevicius et al., Mixed Precision Training, 2018), without any framework.
+
+Gradients below 6e-8 vanish in half precision, so the loss is multiplied before backward and the gradients are divided
+after their reduction. What is too large becomes infinite, on all ranks alike because they hold the same sums: then
+the step is left out and the scale is halved; after ``GROWTH_INTERVAL`` good steps it is doubled.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+INITIAL = 2.0**16
+GROWTH_INTERVAL = 2000
+SMALLEST = 2.0**-14
+"""Where halving does not help any more: the gradients are not finite for another reason."""
+
+
+class LossScale:
+    """``value`` is a power of two: multiplying by it, and dividing, changes no bit of what stays in range."""
+
+    def __init__(self, value: float = INITIAL):
+        self.value, self._good = value, 0
+
+    def good(self) -> None:
+        """A step was applied."""
+        self._good += 1
+        if self._good >= GROWTH_INTERVAL:
+            self.value, self._good = min(2 * self.value, 2.0**100), 0
+
+    def overflow(self) -> None:
+        """A step was left out."""
+        self.value, self._good = self.value / 2, 0
+
+    @property
+    def exhausted(self) -> bool:
+        return self.value < SMALLEST
+
+    def export(self) -> dict[str, Any]:
+        return {"value": self.value, "good": self._good}
+
+    def restore(self, values: Mapping[str, Any]) -> None:
+        self.value, self._good = float(values["value"]), int(values["good"])
