@@ -35,12 +35,15 @@ CODED_EDITS: tuple[Change, ...] = (
       first_entry.tensor->dtype() != HOROVOD_FLOAT32 ||
       !hvtrain::Reductions::codecOf(first_entry.tensor_name, codec) ||
       !reductions.sum(gloo_context.ctx, codec, first_entry.tensor_name,
-                      static_cast<float*>(buffer_data), (size_t)num_elements,
-                      coding)) {
+                      static_cast<float*>(buffer_data),
+                      (size_t)NumElements(entries), coding)) {
+    if (NumElements(entries) > std::numeric_limits<int>::max()) {
+      throw std::length_error("gloo's own all-reduce takes at most 2^31 numbers");
+    }
     gloo_algos->Allreduce(buffer_data, num_elements, glooOp);
   }
   reductions.done(first_entry.tensor_name, begun, coding,
-                  (int64_t)num_elements * gloo_algos->ElementSize());
+                  NumElements(entries) * gloo_algos->ElementSize());
 """),
     Edit(
         name="coded", file=_GLOO, why=_WHY,
@@ -52,6 +55,21 @@ CODED_EDITS: tuple[Change, ...] = (
 #include "../common.h"
 #include "../global_state.h"
 #include "hvtrain_reduction.h"
+
+#include <limits>
+"""),
+    Edit(
+        name="coded", file=OPERATIONS, why=_WHY,
+        anchor="""\
+shutdown:
+  // Finalize all contexts
+""",
+        replacement="""\
+shutdown:
+#if HAVE_GLOO
+  hvtrain::Reductions::instance().leave(); // hvtrain
+#endif
+  // Finalize all contexts
 """),
     Edit(
         name="coded", file=OPERATIONS, why=_WHY,
@@ -79,7 +97,11 @@ int64_t horovod_reductions_busy() {
 
 // Memory that other processes of the host can read; null if there is none.
 void* horovod_shared_allocate(int64_t bytes) {
-  return hvtrain::SharedMemory::instance().allocate((size_t)bytes);
+  try {
+    return hvtrain::SharedMemory::instance().allocate((size_t)bytes);
+  } catch (const std::exception&) { // nobody above can catch it
+    return nullptr;
+  }
 }
 
 void horovod_shared_release(void* memory) {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import weakref
 from dataclasses import dataclass
+from typing import Callable
 
 from hvtrain.errors import EnvironmentNotReady
 
@@ -48,8 +50,13 @@ def shared_memory(library: ctypes.CDLL, size: int) -> ctypes.Array | None:
         return None
     kind = type("SharedBytes", (ctypes.c_uint8 * size,), {})  # of a class of ours, so that it can be referred to weakly
     memory = kind.from_address(address)
-    weakref.finalize(memory, release, address).atexit = False
+    weakref.finalize(memory, _release, release, address, os.getpid()).atexit = False
     return memory
+
+
+def _release(release: Callable[[int], None], address: int, owner: int) -> None:
+    if os.getpid() == owner:  # a forked child has only inherited it
+        release(address)
 
 
 class Reductions:

@@ -17,6 +17,7 @@ from hvtrain.adapters.torch.precision import Precision
 from hvtrain.adapters.torch.statistics import Statistics
 from hvtrain.checkpoint.blob import Blob
 from hvtrain.config import Job
+from hvtrain.engine import horovod_torch
 from hvtrain.engine.world import SoloWorld, World
 from hvtrain.errors import Diverged, RoundBroken, UserCodeError
 from hvtrain.task import Task
@@ -67,7 +68,8 @@ class TorchAdapter:
         self._overflow = False
         self._gradients = FlatGradients(self._trainable, self._statistics,
                                         bucket_bytes=int(comm.bucket_mb * MEGABYTE),
-                                        first_bytes=int(comm.first_bucket_mb * MEGABYTE), codec=self._codec)
+                                        first_bytes=int(comm.first_bucket_mb * MEGABYTE), codec=self._codec,
+                                        zeros=horovod_torch.zeros if comm.shared_memory else torch.zeros)
         decay = self._job.train.ema
         self._averages = Averages(self.model, decay) if decay is not None else None
         self.model.train()

@@ -13,7 +13,7 @@ tail goes by itself, as it is.
 from __future__ import annotations
 
 import time
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 
@@ -21,13 +21,19 @@ from hvtrain import probe, tracing
 from hvtrain.adapters.torch.statistics import Statistics
 from hvtrain.comm import buckets as layout
 from hvtrain.comm.codecs import Codec, EngineCodec
-from hvtrain.engine.horovod_torch import zeros
 from hvtrain.engine.world import World
 from hvtrain.errors import UserCodeError
 
 PLAIN = EngineCodec("none")
 FLAGS = 4
 """Room for flags in the tail."""
+LINE = 16
+"""Buckets begin at multiples of so many numbers: a line of the processor's cache."""
+
+
+def _on_cpu(bucket: layout.Bucket) -> bool:
+    dtype, device = bucket.kind
+    return dtype == torch.float32 and device.type == "cpu"
 
 
 class FlatGradients:
@@ -38,10 +44,12 @@ class FlatGradients:
         statistics: what normalisation layers contribute to the tail.
         bucket_bytes, first_bytes: size limits, see :func:`hvtrain.comm.buckets.plan`.
         codec: how buckets travel.
+        zeros: makes a float32 vector of so many zeros on the CPU, for instance in memory that neighbours can read.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], statistics: Statistics, *,
-                 bucket_bytes: int, first_bytes: int, codec: Codec = PLAIN):
+                 bucket_bytes: int, first_bytes: int, codec: Codec = PLAIN,
+                 zeros: Callable[[int], torch.Tensor] = torch.zeros):
         self._codec = codec
         self._parameters = list(parameters)
         self._statistics = statistics
@@ -52,8 +60,14 @@ class FlatGradients:
         self._flats: list[torch.Tensor] = []
         self._views: dict[int, torch.Tensor] = {}
         self._bucket_of: dict[int, int] = {}
-        for number, bucket in enumerate(self._plan):
-            self._add(bucket, number)
+        sizes = [self._size(number) for number in range(len(self._plan))]
+        pool = zeros(sum(-(-size // LINE) * LINE for size, bucket in zip(sizes, self._plan) if _on_cpu(bucket)))
+        for number, size in enumerate(sizes):
+            if _on_cpu(self._plan[number]):
+                flat, pool = pool[:size], pool[-(-size // LINE) * LINE:]
+            else:
+                flat = torch.zeros(size, dtype=self._plan[number].kind[0], device=self._plan[number].kind[1])
+            self._add(flat, number)
         tail_device = statistics.device or self._flats[-1].device
         carrier = self._flats[-1]
         if not codec.lossy and carrier.dtype == torch.float32 and carrier.device == tail_device:
@@ -70,15 +84,14 @@ class FlatGradients:
         self._world: World | None = None
         self._hooks = [p.register_post_accumulate_grad_hook(self._hook(i)) for i, p in enumerate(self._parameters)]
 
-    def _add(self, bucket: layout.Bucket, number: int) -> None:
-        dtype, device = bucket.kind
-        carries = number == len(self._plan) - 1 and dtype == torch.float32 and not self._codec.lossy
-        room = self._tail_size if carries else 0
-        size = bucket.elements + room
-        shared = dtype == torch.float32 and device.type == "cpu"
-        flat = zeros(size) if shared else torch.zeros(size, dtype=dtype, device=device)
+    def _size(self, number: int) -> int:
+        bucket = self._plan[number]
+        carries = number == len(self._plan) - 1 and bucket.kind[0] == torch.float32 and not self._codec.lossy
+        return bucket.elements + (self._tail_size if carries else 0)
+
+    def _add(self, flat: torch.Tensor, number: int) -> None:
         self._flats.append(flat)
-        for slot in bucket.slots:
+        for slot in self._plan[number].slots:
             parameter = self._parameters[slot.index]
             self._views[slot.index] = flat[slot.offset:slot.offset + slot.elements].view_as(parameter)
             self._bucket_of[slot.index] = number

@@ -2,16 +2,16 @@
 //
 //   codec  bytes each  scale                                                lost
 //   none   4           -                                                    nothing
-//   fp16   2           a power of two per block: the block's largest value  11 bits of mantissa are kept; what is
-//                      comes to lie in [2^14, 2^15)                         2^29 times smaller than the largest goes
+//   fp16   2           a power of two per block: the block's largest value  11 bits of mantissa are kept, fewer of what
+//                      comes to lie in [2^14, 2^15)                         is 2^29 times smaller than the largest
 //   bf16   2           -                                                    8 bits of mantissa are kept
 //   int8   1           largest / 127 per block                              rounded up or down at random, so that the
 //                                                                           mean is right
 //
 // A chunk on the wire: the scales of its blocks (fp16, int8), then the numbers. What is not finite stays visible: as
-// itself with fp16 and bf16; with int8 the whole block becomes NaN. Every function gives the same bits on every
-// machine, with vector instructions or without: nothing is contracted into fused operations, nothing depends on
-// alignment.
+// itself with fp16 and bf16; with int8 the whole block becomes NaN. (The very largest finite numbers, about 3.4e38, may
+// become infinite.) Every function gives the same bits on every machine, with vector instructions or without, but for a
+// NaN's own: nothing is contracted into fused operations, nothing depends on alignment.
 #pragma once
 
 #include <cmath>
@@ -20,11 +20,14 @@
 #include <cstring>
 
 #if defined(__x86_64__) && defined(__GNUC__)
+#include <cpuid.h>
 #include <immintrin.h>
 #define HVTRAIN_X86 1
 #endif
 
-#if defined(__GNUC__) && !defined(__clang__)
+#if defined(__clang__)
+#pragma STDC FP_CONTRACT OFF
+#elif defined(__GNUC__)
 #pragma GCC push_options
 #pragma GCC optimize("O3", "fp-contract=off")
 #endif
@@ -184,7 +187,8 @@ __attribute__((noinline, target("avx2,f16c"))) inline size_t fromHalfWide(const 
 
 inline bool wideSupported() {
 #ifdef HVTRAIN_X86
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  unsigned a, b, c, d; // __builtin_cpu_supports() does not know f16c before GCC 11
+  return __builtin_cpu_supports("avx2") && __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
 #else
   return false;
 #endif

@@ -7,7 +7,7 @@
 //      /            |            \           bits. A rank sends and receives 2 (N - 1) / N of the encoded buffer.
 //   [S|S|S]       [S|S|S]       [S|S|S]
 //
-// Slices go in chunks: while one is on the wire, the next one is encoded and the one before is added up. All receptions
+// Slices go in chunks: while one is on the wire, the next one is encoded, or the one before added up. All receptions
 // are posted first, so no message waits for its receiver. What goes wrong with a connection is gloo's exception.
 #pragma once
 
@@ -69,7 +69,7 @@ class Exchange {
         size_(static_cast<int>(members.size())) {
     slice_ = (count + size_ - 1) / size_;
     slice_ = (slice_ + kBlock - 1) / kBlock * kBlock;
-    chunk_ = chunkBytes() / elementBytes(codec) / kBlock * kBlock;
+    chunk_ = kChunkBytes / elementBytes(codec) / kBlock * kBlock;
   }
 
   // Nanoseconds spent on encoding, adding up and decoding.
@@ -94,13 +94,7 @@ class Exchange {
 
  private:
   // Bytes of a message. Large enough that system calls do not count, small enough for the second cache.
-  static size_t chunkBytes() {
-    static const size_t bytes = [] {
-      const char* wish = std::getenv("HVTRAIN_CHUNK_KB");
-      return static_cast<size_t>(wish == nullptr ? 256 : std::max(4, std::atoi(wish))) << 10;
-    }();
-    return bytes;
-  }
+  static constexpr size_t kChunkBytes = 256 << 10;
 
   size_t begin(int rank) const { return std::min(count_, slice_ * rank); }
   size_t length(int rank) const { return std::min(count_, slice_ * (rank + 1)) - begin(rank); }

@@ -10,8 +10,10 @@
 #include <string>
 #include <vector>
 
+#include <errno.h>
 #include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -36,7 +38,9 @@ class Region {
       return nullptr;
     }
     std::unique_ptr<Region> region;
-    if (::ftruncate(fd, static_cast<off_t>(size)) == 0) {
+    // Space that is only promised would end the process at the first write, when there is none.
+    if (::ftruncate(fd, static_cast<off_t>(size)) == 0 &&
+        (::fallocate(fd, 0, 0, static_cast<off_t>(size)) == 0 || errno == EOPNOTSUPP || errno == ENOSYS)) {
       region = map(fd, PROT_READ | PROT_WRITE, Whereabouts{static_cast<int32_t>(::getpid()), fd, key, size, 0});
     }
     if (region == nullptr) {
@@ -49,17 +53,17 @@ class Region {
   // be anybody's: nothing is opened before its name has been found to be the right one.
   static std::unique_ptr<Region> open(const Whereabouts& at) {
     std::string path = "/proc/" + std::to_string(at.pid) + "/fd/" + std::to_string(at.fd);
-    char target[128];
-    ssize_t length = ::readlink(path.c_str(), target, sizeof target);
-    std::string expected = "/memfd:" + name(at.key);
-    if (length < 0 || std::string(target, static_cast<size_t>(length)).compare(0, expected.size(), expected) != 0) {
+    if (!leadsTo(path, at.key)) {
       return nullptr;
     }
-    int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+    int fd = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
       return nullptr;
     }
-    auto region = map(fd, PROT_READ, at);
+    struct stat found; // the number may have become another file's in between
+    bool right = leadsTo("/proc/self/fd/" + std::to_string(fd), at.key) && ::fstat(fd, &found) == 0 &&
+                 static_cast<uint64_t>(found.st_size) >= at.size;
+    auto region = right ? map(fd, PROT_READ, at) : nullptr;
     ::close(fd);
     return region;
   }
@@ -84,6 +88,14 @@ class Region {
     return text;
   }
 
+  static bool leadsTo(const std::string& path, uint64_t key) {
+    char target[128];
+    ssize_t length = ::readlink(path.c_str(), target, sizeof target);
+    std::string expected = "/memfd:" + name(key);
+    return length >= 0 &&
+           std::string(target, static_cast<size_t>(length)).compare(0, expected.size(), expected) == 0;
+  }
+
   static std::unique_ptr<Region> map(int fd, int protection, const Whereabouts& at) {
     void* start = ::mmap(nullptr, at.size, protection, MAP_SHARED | MAP_POPULATE, fd, 0);
     if (start == MAP_FAILED) {
@@ -97,11 +109,11 @@ class Region {
 // those that do not.
 class SharedMemory {
  public:
-  // Zeroed; null if there is none.
+  // Zeroed; null if there is none, or if there are so many pieces already that file descriptors might run out.
   uint8_t* allocate(size_t bytes) {
-    std::lock_guard<std::mutex> guard(mutex_);
     auto region = Region::make(bytes);
-    if (region == nullptr) {
+    std::lock_guard<std::mutex> guard(mutex_);
+    if (region == nullptr || regions_.size() >= kMostRegions) {
       return nullptr;
     }
     regions_.push_back(std::move(region));
@@ -142,6 +154,8 @@ class SharedMemory {
     static SharedMemory* memory = new SharedMemory();
     return *memory;
   }
+
+  static constexpr size_t kMostRegions = 64;
 
  private:
   std::mutex mutex_;

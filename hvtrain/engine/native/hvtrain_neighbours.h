@@ -13,6 +13,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstdlib>
 #include <fstream>
 #include <map>
@@ -91,6 +92,7 @@ class Neighbours {
     }
     auto staging = SharedMemory::instance().staging(count * sizeof(float));
     if (staging == nullptr) {
+      useless() = true;
       throw std::runtime_error("no shared memory for the exchange of gradients");
     }
     auto copy = reinterpret_cast<float*>(staging->memory);
@@ -150,6 +152,7 @@ class Neighbours {
       }
       auto region = Region::open(at);
       if (region == nullptr) {
+        useless() = true;
         throw gloo::IoException("the shared memory of rank " + std::to_string(rank) + " is gone");
       }
       found = regions.emplace(at.key, std::move(region)).first;
@@ -189,9 +192,15 @@ class Neighbours {
     return static_cast<int>(std::find(members.begin(), members.end(), rank_) - members.begin());
   }
 
+  // Whether sharing has failed before: then the next round does without, or it would break in the same way.
+  static std::atomic<bool>& useless() {
+    static std::atomic<bool> failed{false};
+    return failed;
+  }
+
   static bool wanted() {
     const char* wish = std::getenv("HVTRAIN_SHARED_MEMORY");
-    return wish == nullptr || wish[0] != '0';
+    return !useless() && (wish == nullptr || wish[0] != '0');
   }
 
   // Tells machines apart, containers with process numbers or networks of their own, and what the launcher calls hosts.
@@ -215,7 +224,7 @@ class Neighbours {
 
   static constexpr uint8_t kSlotPrefix = 0x49; // none of gloo's own, which count from 1
   static constexpr size_t kLine = 16;          // numbers in a line of the cache: no two ranks write into the same one
-  static constexpr size_t kMostRegions = 256;  // of one rank
+  static constexpr size_t kMostRegions = 4 * SharedMemory::kMostRegions; // of one rank
 
   std::weak_ptr<gloo::Context> context_; // its end is not to be put off
   int rank_, place_ = 0;

@@ -73,6 +73,9 @@ class Reductions {
     return true;
   }
 
+  // The round is over: give back the memory of its members. To be called by the engine's thread.
+  void leave() { neighbours_.reset(); }
+
   uint32_t seedOf(const std::string& name) const {
     uint64_t seed = seed_;
     uint32_t hash = mixed(static_cast<uint32_t>(seed) ^ mixed(static_cast<uint32_t>(seed >> 32)));
