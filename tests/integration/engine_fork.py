@@ -122,7 +122,7 @@ class Member(Plain):
              noise: int | None = None, save: str | None = None) -> list[list[str]]:
         """Sum a part of each of these sizes, all in flight at once; the hashes of the sums, for each of so many times.
 
-        With ``shared`` they lie in memory that the neighbours can read. ``save`` names a file to write the sums into, too.
+        With ``shared`` they lie in memory that the neighbours can read. ``save`` names a file that they are written to.
         """
         self.world.noise(seed if noise is None else noise)
         tensors, found = [self.vector(count, shared) for count in counts], []
@@ -192,9 +192,13 @@ class Member(Plain):
     def vector(self, count: int, shared: bool) -> torch.Tensor:
         return zeros(count) if shared else torch.zeros(count)
 
-    def chunk_kilobytes(self, kilobytes: int) -> None:
-        """The length of the engine's messages; to be called before the first sum."""
-        os.environ["HVTRAIN_CHUNK_KB"] = str(kilobytes)
+    def vanish(self, count: int) -> None:
+        """Sum a vector that the neighbours cannot map any more, as if this process died when they were about to."""
+        tensor = self.vector(count, True)
+        for name in os.listdir("/proc/self/fd"):
+            if os.path.islink(f"/proc/self/fd/{name}") and "memfd:hvtrain" in os.readlink(f"/proc/self/fd/{name}"):
+                os.close(int(name))
+        self.world.wait(self.world.sum_async(tensor, "grind"))
 
     def wrong_name(self) -> None:
         """Ask for a codec that there is not, past what checks it."""

@@ -1,4 +1,4 @@
-"""A codec with a memory, as small as one can be: what the protocol in ``hvtrain/comm/codecs.py`` must be able to carry."""
+"""A codec with a memory, as small as one can be: what the protocol in ``hvtrain/comm/codecs.py`` must carry."""
 
 from __future__ import annotations
 

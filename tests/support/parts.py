@@ -15,9 +15,9 @@ SPOILED = {"nan": np.nan, "infinity": np.inf, "minus infinity": -np.inf}
 def part(kind: str, count: int, seed: int, rank: int) -> np.ndarray:
     """Rank ``rank``'s float32 numbers.
 
-    ``normal``: of one size. ``gradient``: of sizes that differ by 10^6 and from block to block. ``large``: from 20,000 to
-    65,000, so that no sum fits into a half. ``signs``: they cancel each other but for the last bits. Not to be changed:
-    it is the same array every time.
+    ``normal``: of one size. ``gradient``: of sizes that differ by 10^6 and from block to block. ``large``: from 20,000
+    to 65,000, so that no sum fits into a half. ``signs``: they cancel each other but for the last bits. Not to be
+    changed: it is the same array every time.
     """
     random = np.random.default_rng([seed, rank])
     if kind == "large":

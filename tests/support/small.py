@@ -29,7 +29,8 @@ class Small(Task):
         self.wanted = self.points[:, :2].square().sum(1, keepdim=True)
 
     def model(self) -> nn.Module:
-        return nn.Sequential(nn.Linear(8, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+        return nn.Sequential(nn.Linear(8, 40), nn.BatchNorm1d(40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(),
+                             nn.Linear(40, 1))
 
     def data(self, split: str) -> ArraySource:
         return ArraySource(self.points, self.wanted)

@@ -56,8 +56,8 @@ def decode(codec: str, wire: np.ndarray, count: int) -> np.ndarray:
 def total(parts: list[np.ndarray], codec: str, seed: int, name: str, hosts: list[list[int]]) -> np.ndarray:
     """What every rank holds after the sum of ``parts``, one of each rank, under the engine's tensor name ``name``.
 
-    ``hosts`` are the ranks that share memory, host by host, the same number on each. The ranks of a host own a part each,
-    of which they add up what their host has; what the hosts have is then exchanged, part by part.
+    ``hosts`` are the ranks that share memory, host by host, the same number on each. The ranks of a host own a part
+    each, of which they add up what their host has; what the hosts have is then exchanged, part by part.
     """
     count, width, common = len(parts[0]), len(hosts[0]), name_seed(seed, name)
     assert all(len(host) == width for host in hosts)

@@ -38,11 +38,12 @@ def test_on_a_gpu_fp16_is_left_to_nccl_and_that_is_said(caplog):
     assert isinstance(choose("fp16", [("w", parameter()), ("v", parameter(device="cuda:1"))]), CastCodec)
     assert "NCCL" in caplog.text
     for name in ("bf16", "int8"):
-        with pytest.raises(UsageError, match=f"comm.codec: {name} works with gradients on the CPU.*comm.codec=fp16 or none"):
+        with pytest.raises(UsageError, match=f"comm.codec: {name} works with gradients on the CPU.*codec=fp16 or none"):
             choose(name, [("w", parameter(device="cuda"))])
 
 
-@pytest.mark.parametrize("dtype, word", [(torch.float64, "float64"), (torch.float16, "float16"), (torch.bfloat16, "bfloat16")])
+@pytest.mark.parametrize("dtype, word", [
+    (torch.float64, "float64"), (torch.float16, "float16"), (torch.bfloat16, "bfloat16")])
 @pytest.mark.parametrize("name", NAMES[1:])
 def test_other_types_are_refused_with_the_parameters_name_and_a_remedy(name, dtype, word):
     with pytest.raises(UsageError, match=f"comm.codec: {name}.*'layer.w' is {word}.*comm.codec=none") as caught:
@@ -73,6 +74,24 @@ def test_codecs_without_a_memory_have_no_state():
         codec.commit()
         assert codec.export() == {}
         codec.restore({})
+
+
+def test_noise_is_seeded_by_the_run_and_the_step_and_alike_on_all_ranks():
+    def work(world):
+        rank = Rank(world, tasks[world.rank], run={"seed": 5}, comm={"codec": "int8"})
+        rank.train(2)
+        rank.step = 1
+        rank.gradients()  # broken off and done again
+        return world.seeds
+
+    tasks = [Small(), Small()]
+    first, second = together(work)
+    assert first == second and first[1] == first[2] != first[0]
+    other = Rank(SoloWorld(), run={"seed": 6})
+    seeds = []
+    other.adapter._world.noise = seeds.append
+    other.gradients()
+    assert seeds[0] != first[0]
 
 
 # A codec with a memory ---------------------------------------------------------------------------------------

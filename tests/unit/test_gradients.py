@@ -23,8 +23,8 @@ class Reducer:
         self.model, self.world = model, world or SoloWorld()
         self.trainable = [p for p in model.parameters() if p.requires_grad]
         self.statistics = Statistics(model, patterns)
-        self.gradients = FlatGradients(self.trainable, self.statistics, bucket_bytes=bucket_bytes, first_bytes=first_bytes,
-                                       codec=EngineCodec(codec))
+        self.gradients = FlatGradients(self.trainable, self.statistics, bucket_bytes=bucket_bytes,
+                                       first_bytes=first_bytes, codec=EngineCodec(codec))
         self.gradients.use(self.world)
 
     def step(self, batches, total, loss=lambda out: out.float().pow(2).flatten(1).sum(1), flags=(0.0,)):

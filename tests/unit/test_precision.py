@@ -89,7 +89,8 @@ def everything(rank):
 def test_an_overflow_on_one_rank_makes_all_leave_the_step_out(codec, spoil):
     """The loss may be fine, infinite or no number; what counts is what all have reduced."""
     def work(world):
-        rank = Rank(world, tasks[world.rank], **FP16, comm={"codec": codec, "bucket_mb": 0.001, "first_bucket_mb": 0.001})
+        comm = {"codec": codec, "bucket_mb": 0.001, "first_bucket_mb": 0.001}
+        rank = Rank(world, tasks[world.rank], **FP16, comm=comm)
         good = rank.train(3)
         before, rates = everything(rank), rank.metrics["lr"]
         tracked = rank.adapter.model[1].num_batches_tracked.item()
@@ -110,6 +111,14 @@ def test_an_overflow_on_one_rank_makes_all_leave_the_step_out(codec, spoil):
         task.model = lambda: copy.deepcopy(common)
     first, second = together(work)
     assert first == second
+
+
+@half
+def test_a_loss_that_is_not_finite_is_an_overflow_even_if_its_gradients_are():
+    rank = Rank(SoloWorld(), Small(loss=lambda outputs, batch: outputs.float().mean(1) + math.inf), **FP16)
+    before = everything(rank)
+    reduced, = rank.train(1)
+    assert reduced.overflow and rank.adapter._gradients.finite() and everything(rank) == before
 
 
 @half
@@ -184,8 +193,8 @@ def test_a_checkpoint_of_another_precision_is_taken_and_starts_the_scale_afresh(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", pytest.param("fp16", marks=half)])
 def test_a_scalar_loss_is_counted_in_full_and_once(precision):
-    """It was multiplied by the number of samples as it came: 12 * 8,256 has too many bits for bfloat16, and is too large for
-    float16. And evaluations multiplied it twice."""
+    """It was multiplied by the number of samples as it came: 12 * 8,256 has too many bits for bfloat16, and is too
+    large for float16. And evaluations multiplied it twice."""
     rank = Rank(SoloWorld(), Small(loss=lambda outputs, batch: (outputs * 0 + 8256).mean()),
                 train={"precision": precision, **({"loss_scale": 1} if precision == "fp16" else {})})
     rank.adapter.model[5].register_forward_hook(lambda layer, inputs, outputs: seen.append(outputs.dtype))

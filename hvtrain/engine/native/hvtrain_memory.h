@@ -68,6 +68,11 @@ class Region {
     return region;
   }
 
+  // Whether the memory is there to be mapped: if not, its owner has gone, or has given it back.
+  static bool exists(const Whereabouts& at) {
+    return leadsTo("/proc/" + std::to_string(at.pid) + "/fd/" + std::to_string(at.fd), at.key);
+  }
+
   Region(const Region&) = delete;
   ~Region() {
     ::munmap(memory, at.size);

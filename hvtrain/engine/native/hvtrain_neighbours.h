@@ -16,6 +16,7 @@
 #include <atomic>
 #include <cstdlib>
 #include <fstream>
+#include <iostream>
 #include <map>
 #include <memory>
 #include <stdexcept>
@@ -41,9 +42,8 @@ class Neighbours {
   // Collective over the context's ranks, which all come to the same result.
   explicit Neighbours(const std::shared_ptr<gloo::Context>& context) : context_(context), rank_(context->rank) {
     int size = context->size;
-    std::vector<int> everybody(size);
     for (int p = 0; p < size; ++p) {
-      everybody[p] = p;
+      everybody_.push_back(p);
     }
     struct Card {
       Whereabouts probe;
@@ -52,13 +52,13 @@ class Neighbours {
     auto probe = wanted() ? Region::make(sizeof(uint64_t)) : nullptr;
     Card mine{probe ? probe->at : Whereabouts{0, -1, 0, 0, 0}, probe ? host() : 0};
     std::vector<Card> cards(size);
-    tell(*context, everybody, rank_, kSetUp, &mine, cards.data(), sizeof mine);
+    tell(*context, everybody_, rank_, kSetUp, &mine, cards.data(), sizeof mine);
     uint8_t good = probe != nullptr;
     for (int p = 0; p < size; ++p) {
       good = good && (p == rank_ || cards[p].host != mine.host || Region::open(cards[p].probe) != nullptr);
     }
     std::vector<uint8_t> all(size);
-    tell(*context, everybody, rank_, kSetUp, &good, all.data(), 1);
+    tell(*context, everybody_, rank_, kSetUp, &good, all.data(), 1);
     bool shared = std::all_of(all.begin(), all.end(), [](uint8_t each) { return each == 1; });
     std::map<uint64_t, std::vector<int>> hosts;
     for (int p = 0; p < size; ++p) {
@@ -86,13 +86,16 @@ class Neighbours {
     if (near_.size() == 1) {
       return sumAcross(context, codec, data, count, seed);
     }
+    if (codec == Codec::kNone && count < kSmall) {
+      return sumApart(context, codec, data, count, seed);
+    }
     Whereabouts here;
     if (SharedMemory::instance().find(data, count * sizeof(float), here)) {
       return sumShared(context, codec, data, count, here, seed);
     }
     auto staging = SharedMemory::instance().staging(count * sizeof(float));
     if (staging == nullptr) {
-      useless() = true;
+      giveUp("there is no shared memory to be had");
       throw std::runtime_error("no shared memory for the exchange of gradients");
     }
     auto copy = reinterpret_cast<float*>(staging->memory);
@@ -100,6 +103,13 @@ class Neighbours {
     int64_t time = sumShared(context, codec, copy, count, staging->at, seed);
     std::memcpy(data, copy, count * sizeof(float));
     return time;
+  }
+
+  // The same as if every rank had a host of its own.
+  int64_t sumApart(gloo::Context& context, Codec codec, float* data, size_t count, uint32_t seed) const {
+    Exchange exchange(context, everybody_, rank_, codec, data, count, seed);
+    exchange.run();
+    return exchange.codecTime();
   }
 
  private:
@@ -152,7 +162,9 @@ class Neighbours {
       }
       auto region = Region::open(at);
       if (region == nullptr) {
-        useless() = true;
+        if (Region::exists(at)) { // else it is the death of a rank, of which sharing is not to blame
+          giveUp("memory of rank " + std::to_string(rank) + " cannot be mapped");
+        }
         throw gloo::IoException("the shared memory of rank " + std::to_string(rank) + " is gone");
       }
       found = regions.emplace(at.key, std::move(region)).first;
@@ -198,6 +210,11 @@ class Neighbours {
     return failed;
   }
 
+  static void giveUp(const std::string& why) {
+    useless() = true;
+    std::cerr << "hvtrain: ranks of this host add up over loopback from now on, because " << why << std::endl;
+  }
+
   static bool wanted() {
     const char* wish = std::getenv("HVTRAIN_SHARED_MEMORY");
     return !useless() && (wish == nullptr || wish[0] != '0');
@@ -223,13 +240,15 @@ class Neighbours {
   }
 
   static constexpr uint8_t kSlotPrefix = 0x49; // none of gloo's own, which count from 1
+  // Below so many numbers, three rounds of messages through memory take longer than two with the numbers in them.
+  static constexpr size_t kSmall = 1 << 17;
   static constexpr size_t kLine = 16;          // numbers in a line of the cache: no two ranks write into the same one
   static constexpr size_t kMostRegions = 4 * SharedMemory::kMostRegions; // of one rank
 
   std::weak_ptr<gloo::Context> context_; // its end is not to be put off
   int rank_, place_ = 0;
   bool regular_ = false;
-  std::vector<int> near_, across_; // ranks of this host; ranks in this one's place on all hosts
+  std::vector<int> everybody_, near_, across_; // all ranks; those of this host; those in this one's place on all hosts
   std::map<int, std::map<uint64_t, std::unique_ptr<Region>>> regions_;
 };
 

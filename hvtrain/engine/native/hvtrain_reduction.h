@@ -63,13 +63,7 @@ class Reductions {
     if (codec == Codec::kNone) {
       return false;
     }
-    std::vector<int> everybody(context->size);
-    for (int p = 0; p < context->size; ++p) {
-      everybody[p] = p;
-    }
-    Exchange exchange(*context, everybody, context->rank, codec, data, count, seedOf(name));
-    exchange.run();
-    coding = exchange.codecTime();
+    coding = neighbours_->sumApart(*context, codec, data, count, seedOf(name));
     return true;
   }
 
