@@ -137,8 +137,8 @@ def test_who_dies_when_its_memory_is_to_be_mapped_does_not_end_the_sharing_of_th
     *survivors, victim = members = fork(3)
     form_hosts(members, store(), [[0, 1, 2]])
     check_bits(members, "int8", [[0, 1, 2]])
-    numbers = [member.send("grind", codec="none", count=1000, times=10, shared=True) for member in survivors]
-    victim.send("vanish", count=1000)
+    numbers = [member.send("grind", codec="none", count=200_000, times=10, shared=True) for member in survivors]
+    victim.send("vanish", count=200_000)
     for member, number in zip(survivors, numbers):
         broken_soon(member, number)
     victim.signal(signal.SIGKILL)
