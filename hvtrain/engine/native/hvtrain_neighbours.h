@@ -86,6 +86,9 @@ class Neighbours {
     if (near_.size() == 1) {
       return sumAcross(context, codec, data, count, seed);
     }
+    if (across_.size() == 1) { // one host: nothing is compressed
+      codec = Codec::kNone;
+    }
     if (codec == Codec::kNone && count < kSmall) {
       return sumApart(context, codec, data, count, seed);
     }
