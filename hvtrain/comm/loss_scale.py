@@ -11,6 +11,8 @@ from typing import Any, Mapping
 
 INITIAL = 2.0**16
 GROWTH_INTERVAL = 2000
+LARGEST = 2.0**32
+"""Enough for any gradient that half precision could lose; squares of scaled gradients stay within float32."""
 SMALLEST = 2.0**-14
 """Where halving does not help any more: the gradients are not finite for another reason."""
 
@@ -25,7 +27,7 @@ class LossScale:
         """A step was applied."""
         self._good += 1
         if self._good >= GROWTH_INTERVAL:
-            self.value, self._good = min(2 * self.value, 2.0**100), 0
+            self.value, self._good = min(2 * self.value, max(self.value, LARGEST)), 0
 
     def overflow(self) -> None:
         """A step was left out."""

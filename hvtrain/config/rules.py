@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Iterator
 
@@ -46,6 +47,9 @@ def _precision(job: "Job") -> Iterator[Conflict]:
     if job.train.precision != "fp16" and job.train.loss_scale != _default(job.train, "loss_scale"):
         yield Conflict("train.loss_scale", (
             f"only fp16 scales the loss; precision is {job.train.precision}"), ("train.precision",))
+    if math.frexp(job.train.loss_scale)[0] != 0.5:
+        yield Conflict("train.loss_scale", (
+            f"expected a power of two, so that scaling changes no bit, got {job.train.loss_scale:g}"))
 
 
 def _world_size(job: "Job") -> Iterator[Conflict]:

@@ -92,6 +92,7 @@ def test_single_mistakes(problems, body, key, line, words):
     ("train: {epochs: 1, steps: 2}", "train.steps", 2),
     ("train:\n  loss_scale: 1024", "train.loss_scale", 3),
     ("train:\n  precision: bf16\n  loss_scale: 1024", "train.loss_scale", 4),
+    ("train:\n  precision: fp16\n  loss_scale: 1000", "train.loss_scale", 4),
     ("data: {micro_batch: 65}", "data.micro_batch", 2),
     ("data: {sampling: balanced, shuffle: false}", "data.shuffle", 2),
     ("elastic:\n  min_workers: 3\n  max_workers: 2", "elastic.min_workers", 3),

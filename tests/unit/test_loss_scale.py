@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvtrain.comm.loss_scale import GROWTH_INTERVAL, INITIAL, SMALLEST, LossScale
+from hvtrain.comm.loss_scale import GROWTH_INTERVAL, INITIAL, LARGEST, SMALLEST, LossScale
 
 
 def test_it_begins_at_two_to_the_sixteenth():
@@ -29,11 +29,18 @@ def test_an_overflow_halves_it_and_starts_the_patience_anew():
     assert scale.value == 1024.0
 
 
-def test_it_grows_again_and_again_but_stays_finite():
-    scale = LossScale(2.0**99)
+def test_it_grows_again_and_again_up_to_a_bound():
+    scale = LossScale(LARGEST / 2)
     for _ in range(3 * GROWTH_INTERVAL):
         scale.good()
-    assert scale.value == 2.0**100
+    assert scale.value == LARGEST
+
+
+def test_a_larger_one_that_was_asked_for_stays():
+    scale = LossScale(2 * LARGEST)
+    for _ in range(GROWTH_INTERVAL):
+        scale.good()
+    assert scale.value == 2 * LARGEST
 
 
 def test_it_is_exhausted_when_halving_cannot_be_the_remedy():
