@@ -24,7 +24,7 @@ SETTINGS = {
     "fp16 precision": (*APART, "comm.codec=fp16", "train.precision=fp16", "train.loss_scale=1099511627776",
                        "task.args.huge=7"),  # 2^40: the first steps overflow, and one in every epoch
 }
-SHORT = ("int8", "feedback", "fp16 precision")  # the rest takes the same way through the code: in soaks
+SHORT = ("int8", "fp16 precision")  # the rest takes the same way through the code: in soaks
 ways = pytest.mark.parametrize("way", [way if way in SHORT else pytest.param(way, marks=pytest.mark.soak)
                                        for way in SETTINGS])
 
@@ -67,8 +67,8 @@ def test_killed_while_gradients_travel_and_are_applied(run, calm, way):
             assert steps[step]["loss_scale"] == former["loss_scale"] / (2 if former["skipped"] else 1)
 
 
-@pytest.mark.parametrize("way", ["fp16 precision", pytest.param("int8", marks=pytest.mark.soak),
-                                 pytest.param("feedback", marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("way", ["int8", "feedback", "fp16 precision"])
 def test_killed_all_at_once_and_resumed(run, calm, way):
     """The state of codecs and of the loss scale is in snapshots and in checkpoints."""
     settings = (*WHOLE, *supported(way), "checkpoint.every=10 steps", "elastic.snapshot_every=7 steps")

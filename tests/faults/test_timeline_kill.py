@@ -58,6 +58,7 @@ def test_kills_within_the_range_leave_a_trace_and_not_a_bit_is_different(run, ca
     assert run.events("timeline")[-1]["step"] == 40 and run.gone()
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("where", ["settle", "_write"])
 def test_a_kill_within_the_gathering(run, calm, where):
     (run.base / "deadly.py").write_text(DEADLY)

@@ -41,7 +41,7 @@ def store() -> Iterator[Callable[[], Store]]:
 
 def check_bits(members: list[Member], codec: str, hosts: Hosts) -> None:
     """Sums of several sizes are what they should be: nothing of an earlier operation is in them."""
-    counts = [3, 2000, 70_000]
+    counts = [3, 2000, 70_000, 200_000]
     found = sums(members, codec, counts, seed=71, shared=True)
     for number, count in enumerate(counts):
         assert found[number] == hashed(expected(codec, count, 71, hosts, number=number)), f"{codec} {count}"

@@ -32,7 +32,9 @@ def plain(tmp_path_factory) -> dict[int, float]:
     return run.losses()
 
 
-@pytest.mark.parametrize("setting", ["train.precision=bf16", "train.precision=fp16", "comm.codec=int8"])
+@pytest.mark.parametrize("setting", ["train.precision=bf16",
+                                     *(pytest.param(setting, marks=pytest.mark.soak)
+                                       for setting in ("train.precision=fp16", "comm.codec=int8"))])
 def test_they_learn_what_plain_training_learns(setting, plain, tmp_path):
     if "fp16" in setting:
         need_half()

@@ -6,6 +6,8 @@ import json
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support import traces
 from tests.support.runs import Run
 
@@ -69,6 +71,7 @@ def test_two_ranks_in_steps_3_to_6(tmp_path):
     assert event["path"] == str(run.dir / "timeline.json") and event["path"] in done.stdout and event["step"] == 6
 
 
+@pytest.mark.soak
 def test_under_horovodrun_and_in_a_script_and_alone(tmp_path):
     under = Run(tmp_path, "under")
     under.run(*STEPS, "log.timeline=13-20", prefix=(str(Path(sys.executable).parent / "horovodrun"), "-np", "2"))
