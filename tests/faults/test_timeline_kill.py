@@ -51,7 +51,8 @@ def test_kills_within_the_range_leave_a_trace_and_not_a_bit_is_different(run, ca
     assert run.ending() == calm(3)
     assert run.exact(STEPS).repeated == 0
     first, second, third = steps(run)
-    assert complete(first) == list(range(20, 41))  # the replacement came to take step 20
+    # The replacement came to take step 20; or 21, where the bucket was with the others before its sender died.
+    assert complete(first) in (list(range(20, 41)), list(range(21, 41)))
     assert complete(third) in (list(range(30, 41)), list(range(31, 41)))
     assert not second
     assert [name for name in first if "broken" in name] in (["step 30, broken off"], ["step 31, broken off"])
