@@ -8,6 +8,7 @@ release          ``hvd.shutdown()`` closes the sockets of process sets too, so t
                  and does not wait 10 ms for each of them
 broken-round     a collective that throws ends the loop instead of corrupting the next negotiation
 late-tensor      a tensor that is queued while the loop ends gets an error, not silence
+unlocked-end     the loop gives the outstanding tensors back without holding a lock: this froze survivors
 cut              ``World.cut()``: ends every wait of a round from outside, in ``hvd.init()`` too
 one-mesh         one mesh of connections for groups of the same processes, instead of up to four
 ask-once         each member's address is asked for once, and no host names
@@ -16,6 +17,7 @@ connect-timeout  a peer's connection is waited for as long as everything else
 half-message     an operation whose connection breaks in the middle of a message is told at once
 idle-wait        opt-in, ``HVTRAIN_IDLE_CYCLE_MS``: no polling while no tensor is outstanding
 coded            all-reduces with names of ours are compressed on the wire and added up in float32
+host             sums and broadcasts of plain memory, and waiting for them without polling
 in-place         an all-reduce in place does not copy its buffer onto itself first
 settings-again   ``hvd.init()`` can be called again with a fusion threshold and a cycle time
 exit-once        ``hvd.init()`` registers one function to be called at exit, however often it is called
@@ -28,6 +30,7 @@ from __future__ import annotations
 from hvtrain.engine.edit import Change, Edit
 from hvtrain.engine.edits_coded import CODED_EDITS
 from hvtrain.engine.edits_cut import CUT_EDITS
+from hvtrain.engine.edits_host import HOST_EDITS
 from hvtrain.engine.edits_idle import IDLE_EDITS
 from hvtrain.engine.edits_mesh import MESH_EDITS
 from hvtrain.engine.edits_pairs import PAIR_EDITS
@@ -40,6 +43,7 @@ EDITS: tuple[Change, ...] = (
     *PAIR_EDITS,
     *IDLE_EDITS,
     *CODED_EDITS,
+    *HOST_EDITS,
     Edit(
         name="in-place", file="horovod/common/ops/gloo_operations.cc",
         why="an all-reduce in place copies its buffer onto itself first: all gradients, every step",

@@ -13,6 +13,8 @@ _WHY_FAILURE = "a peer that dies during init() makes std::terminate abort every 
 _WHY_AGAIN = "after a failed init() the flag stays set and the dead thread is never joined, so no init() works"
 _WHY_SLOW = "each connection that is closed waits for a 10 ms tick: a shutdown of 64 ranks takes seconds"
 _WHY_LATE = "a tensor queued in the moment in which the loop ends is never answered, and its owner waits for ever"
+_WHY_UNLOCKED = ("giving a tensor back to PyTorch takes Python's lock, which the thread that queues the next tensor "
+                 "holds while it waits for the lock of the queue: the process freezes")
 
 ROUND_EDITS: tuple[Edit, ...] = (
     Edit(
@@ -206,7 +208,7 @@ void TensorQueue::Open() {
 }
 
 void TensorQueue::FinalizeTensorQueue(const Status& status) {
-  std::lock_guard<std::mutex> guard(mutex_);
+  std::unique_lock<std::mutex> guard(mutex_);
   closed_ = true;
 """),
     Edit(
@@ -234,6 +236,74 @@ void TensorQueue::FinalizeTensorQueue(const Status& status) {
   }
   for (std::size_t i = 0; i < entries.size(); ++i) {
     if (tensor_table_.find(entries[i].tensor_name) != tensor_table_.end()) {
+"""),
+    Edit(
+        name="unlocked-end", file=QUEUE_CC, why=_WHY_UNLOCKED,
+        anchor="""\
+  for (auto& e : tensor_table_) {
+    e.second.FinishWithCallback(status);
+  }
+  tensor_table_.clear();
+  while (!message_queue_.empty()) {
+    message_queue_.pop();
+  }
+}
+""",
+        replacement="""\
+  while (!message_queue_.empty()) {
+    message_queue_.pop();
+  }
+  TensorTable outstanding; // hvtrain: callbacks and tensors may need any lock
+  outstanding.swap(tensor_table_);
+  guard.unlock();
+  for (auto& e : outstanding) {
+    e.second.FinishWithCallback(status);
+  }
+}
+"""),
+    Edit(
+        name="unlocked-end", file=QUEUE_CC, why=_WHY_UNLOCKED,
+        anchor="""\
+void TensorQueue::RemoveJoinTensor() {
+  // Lock on the tensor table.
+  std::lock_guard<std::mutex> guard(mutex_);
+  auto iter = tensor_table_.find(JOIN_TENSOR_NAME);
+  assert(iter != tensor_table_.end());
+  auto& e = iter->second;
+  e.FinishWithCallback(Status::OK());
+  tensor_table_.erase(iter);
+}
+""",
+        replacement="""\
+void TensorQueue::RemoveJoinTensor() {
+  // Lock on the tensor table.
+  std::unique_lock<std::mutex> guard(mutex_);
+  auto iter = tensor_table_.find(JOIN_TENSOR_NAME);
+  assert(iter != tensor_table_.end());
+  TensorTableEntry e = std::move(iter->second); // hvtrain
+  tensor_table_.erase(iter);
+  guard.unlock();
+  e.FinishWithCallback(Status::OK());
+}
+"""),
+    Edit(
+        name="unlocked-end", file=OPERATIONS, why=_WHY_UNLOCKED,
+        anchor="""\
+  // Signal that shutdown has been requested.
+  state.shut_down = true;
+
+""",
+        replacement="""\
+  // Signal that shutdown has been requested.
+  state.shut_down = true;
+
+  // hvtrain: before the table of process sets is locked, for as long as the
+  // last lines of it take; whoever queues a tensor needs it, too.
+  for (auto id : state.process_set_table.Ids()) {
+    state.process_set_table.Get(id).tensor_queue.FinalizeTensorQueue(
+        SHUT_DOWN_ERROR);
+  }
+
 """),
     Edit(
         name="late-tensor", file="horovod/common/controller.cc", why=_WHY_LATE,

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import ctypes
 import threading
+from typing import Callable
 
 from hvtrain.engine.cutting import Cutter
 from hvtrain.engine.world import Place, SoloWorld, World
 from hvtrain.errors import EnvironmentNotReady, RoundBroken
+
+Make = Callable[[Place, Cutter], World]
+
+
+def _binding(framework: str) -> tuple[ctypes.CDLL, Make]:
+    """The engine's library that goes with a framework, and what makes a world of it."""
+    if framework == "torch":
+        from hvtrain.engine import horovod_torch
+
+        return horovod_torch.library(), horovod_torch.TorchWorld
+    if framework == "keras":
+        from hvtrain.engine import horovod_tensorflow
+
+        return horovod_tensorflow.library(), horovod_tensorflow.world
+    raise EnvironmentNotReady(f"this version of hvtrain has no collective operations for {framework}.")
 
 
 class Forming:
@@ -31,17 +48,13 @@ class Forming:
         """
         if self._place.size == 1:
             world: World = SoloWorld()
-        elif self._framework == "torch":
-            from hvtrain.engine.horovod_torch import TorchWorld, library
-
-            engine = library()
+        else:
+            engine, make = _binding(self._framework)
             with self._lock:
                 if self._abandoned:
                     raise RoundBroken("the round was called off before it began to form")
                 self._cut = Cutter(engine)
-            world = TorchWorld(self._place, self._cut)
-        else:
-            raise EnvironmentNotReady(f"this version of hvtrain has no collective operations for {self._framework}.")
+            world = make(self._place, self._cut)
         with self._lock:
             if not self._abandoned:
                 return world

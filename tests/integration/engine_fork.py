@@ -146,6 +146,13 @@ class Member(Plain):
             off = max(off, float(tensor.sub_(self.world.size).abs_().max()))
         return off
 
+    def flood(self) -> None:
+        """Start sums of Horovod's own that no other rank joins, and wait for none: it ends when one is refused."""
+        number = 0
+        while True:
+            hvd.allreduce_async_(torch.zeros(3), name=f"f{number}", op=hvd.Sum)
+            number += 1
+
     def medley(self, seed: int) -> list[str]:
         """Plain, coded and broadcast operations of several types in one go; the hashes of the results."""
         rank, tensors, handles = self.world.rank, [], []
@@ -202,8 +209,7 @@ class Member(Plain):
 
     def wrong_name(self) -> None:
         """Ask for a codec that there is not, past what checks it."""
-        handle = hvd.allreduce_async_(torch.zeros(3), name="hvtrain_coded_zip.x", op=hvd.Sum)
-        self.world.wait(handle)
+        self.world.wait(self.world.sum_async(torch.zeros(3), "x", "zip"))
 
     def broadcast(self, value: float, count: int = 3) -> float:
         tensor = torch.full((count,), value)

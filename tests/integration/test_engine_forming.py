@@ -215,6 +215,21 @@ def test_a_message_that_is_half_sent_does_not_hold_the_survivor(
     broken_soon(members[1 - victim], begun[1 - victim])
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_sums_that_are_being_started_when_a_peer_dies_do_not_freeze_the_survivor(
+        victim: int, fork: Callable, store: Callable[[], Store]) -> None:
+    """One survivor in many did: the engine's thread gave the outstanding tensors back, for which it needs Python's
+    lock, while it held the lock of their queue; the main thread waited for that one with Python's in its hands."""
+    members = fork(2)
+    form(members, store())
+    number = members[1 - victim].send("flood")
+    members[1 - victim].waits(number, 0.2)
+    members[victim].signal(signal.SIGKILL)
+    assert members[1 - victim].answer(number, SOON).get("error") == "HorovodInternalError"
+    close(members[1 - victim:2 - victim])
+    form([members[1 - victim], *fork(1)], store())
+
+
 @pytest.mark.parametrize("layout, connections", [
     ([(0, 4, 0, 1), (1, 4, 0, 1), (2, 4, 0, 1), (3, 4, 0, 1)], 3),  # one host: one mesh
     ([(0, 1, 0, 4), (0, 1, 1, 4), (0, 1, 2, 4), (0, 1, 3, 4)], 3),  # four hosts: one mesh

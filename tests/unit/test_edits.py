@@ -110,8 +110,8 @@ def test_the_digest_follows_what_is_added(tmp_path: Path) -> None:
 
 def test_ours_are_complete() -> None:
     assert edit_names(EDITS) == ["init-failure", "init-again", "gloo-interface", "release", "broken-round",
-                                 "late-tensor", "cut", "one-mesh", "ask-once", "no-abort", "half-message",
-                                 "connect-timeout", "idle-wait", "coded", "in-place", "settings-again", "exit-once",
+                                 "late-tensor", "unlocked-end", "cut", "one-mesh", "ask-once", "no-abort", "half-message",
+                                 "connect-timeout", "idle-wait", "coded", "host", "in-place", "settings-again", "exit-once",
                                  "record"]
     for each in EDITS:
         assert each.why and not Path(each.file).is_absolute()
