@@ -160,6 +160,8 @@ class Loop:
         self._loader = Loader(source, self._task.collate, job.data.workers, job.data.prefetch, job.run.seed)
         self._evaluator = Evaluator(job, self._task, self._session.tick)
         self._meter = Meter()
+        share = job.data.micro_batch or max(1, job.data.global_batch // (job.launch.workers or 1))
+        self._adapter.warm_up(lambda: self._loader.example(min(share, len(source))))
 
     def _outline(self) -> dict[str, Any]:
         return {"steps": self._horizon.total, "steps_per_epoch": self._horizon.per_epoch,

@@ -14,7 +14,7 @@ state of its last ``apply``, and all ranks differ by one step at most.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Mapping, Protocol, Sequence
+from typing import Any, Callable, Mapping, Protocol, Sequence
 
 from hvtrain.checkpoint.blob import Blob
 from hvtrain.engine.world import World
@@ -42,6 +42,13 @@ class Adapter(Protocol):
 
     def build(self) -> None:
         """Build the model, the optimizer and the buckets, from the run's seed."""
+
+    def warm_up(self, example: Callable[[], tuple[Any, int]]) -> None:
+        """Do once what is slow, such as tracing; nothing of it remains.
+
+        Called after :meth:`build` and before anything else, when no other rank waits for this one yet. ``example``
+        gives a micro-batch of training data and the number of its samples.
+        """
 
     def join(self, world: World) -> None:
         """Use ``world`` for everything that follows."""

@@ -52,6 +52,13 @@ def _precision(job: "Job") -> Iterator[Conflict]:
             f"expected a power of two, so that scaling changes no bit, got {job.train.loss_scale:g}"))
 
 
+def _compilation(job: "Job") -> Iterator[Conflict]:
+    if job.train.jit_compile and job.framework != "keras":
+        yield Conflict("train.jit_compile", (
+            "only framework: keras is compiled with XLA; with torch, have Task.model return torch.compile(model)"),
+            ("framework",))
+
+
 def _world_size(job: "Job") -> Iterator[Conflict]:
     low, high, workers = job.elastic.min_workers, job.elastic.max_workers, job.launch.workers
     if high is not None and low > high:
@@ -131,4 +138,4 @@ def _evaluation(job: "Job") -> Iterator[Conflict]:
             "evaluated"), ("eval.every",))
 
 
-_RULES = (_length, _precision, _batches, _world_size, _resizing, _schedule, _optimizer, _evaluation)
+_RULES = (_length, _precision, _compilation, _batches, _world_size, _resizing, _schedule, _optimizer, _evaluation)

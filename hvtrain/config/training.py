@@ -37,6 +37,8 @@ class TrainConfig(Section):
     loss_scale: PositiveFloat = Field(65536.0, description=(
         "What the loss is multiplied by at first, for fp16 only: halved when gradients overflow, doubled after 2,000 "
         "good steps."))
+    jit_compile: bool = Field(False, description=(
+        "Keras only: compile forward and backward with XLA. Gradients are then reduced after backward, not beside it."))
     grad_clip: PositiveFloat | None = Field(None, description=(
         "Scale the gradient down when its global norm exceeds this. Left out: no clipping."))
     ema: Annotated[float, Field(gt=0, lt=1)] | None = Field(None, description=(

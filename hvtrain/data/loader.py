@@ -68,6 +68,10 @@ class Loader:
             raise UsageError("This loader is closed; make a new one.")
         return self._overlapped(work) if self._workers else (self._load(*item) for item in work)
 
+    def example(self, count: int) -> tuple[Any, int]:
+        """A batch of the first ``count`` samples, as epoch 0 has them; and ``count``."""
+        return self._load(0, np.arange(count, dtype=np.int64)), count
+
     def close(self) -> None:
         """Stops the threads; a batch being waited for elsewhere ends with an error. May be called again."""
         self._closed = True

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from hvtrain.engine import host
@@ -44,23 +45,23 @@ class _OnDevice:
 
 
 class TorchWorld(HorovodWorld):
-    """The world of PyTorch tensors. Raises RoundBroken if the round cannot be formed."""
+    """The world of PyTorch tensors, and of NumPy arrays. Raises RoundBroken if the round cannot be formed."""
 
     def __init__(self, place: Place, cut: Cutter):
         import horovod.torch as hvd
 
         super().__init__(place, cut, hvd, library())
 
-    def sum_async(self, tensor: torch.Tensor, name: str, codec: str = "none") -> Any:
-        if tensor.device.type == "cpu":
-            return super().sum_async(tensor.detach().numpy(), name, codec)
+    def sum_async(self, tensor: torch.Tensor | np.ndarray, name: str, codec: str = "none") -> Any:
+        if isinstance(tensor, np.ndarray) or tensor.device.type == "cpu":
+            return super().sum_async(_array(tensor), name, codec)
         try:
             return _OnDevice(self._hvd.allreduce_async_(tensor, name=coded_name(name, codec), op=self._hvd.Sum))
         except self._lost as error:
             raise RoundBroken(str(error)) from None
 
-    def broadcast(self, tensor: torch.Tensor, root: int, name: str) -> None:
-        super().broadcast(tensor.detach().numpy(), root, name)
+    def broadcast(self, tensor: torch.Tensor | np.ndarray, root: int, name: str) -> None:
+        super().broadcast(_array(tensor), root, name)
 
     def _ended(self, handle: Any, seconds: float) -> bool:
         if not isinstance(handle, _OnDevice):
@@ -76,3 +77,8 @@ class TorchWorld(HorovodWorld):
             return True
         except self._lost as error:
             raise RoundBroken(str(error)) from None
+
+
+def _array(tensor: torch.Tensor | np.ndarray) -> np.ndarray:
+    """The memory of a tensor on the CPU."""
+    return tensor if isinstance(tensor, np.ndarray) else tensor.detach().numpy()

@@ -71,7 +71,7 @@ def export(place: Place) -> None:
 
 
 class World(Protocol):
-    """Collective operations among the ranks of a round. Tensors are the framework's own.
+    """Collective operations among the ranks of a round. Tensors are NumPy arrays, or the framework's own.
 
     Every operation raises :class:`hvtrain.errors.RoundBroken` when a member is gone. Operations that belong
     together carry the same ``name`` on all ranks. ``timeout`` (seconds) bounds each of them; ``waiting`` says, to

@@ -34,7 +34,7 @@ class ThreadWorld:
         if self.breaks_at is not None and len(self.sums) + 1 >= self.breaks_at:
             raise RoundBroken("this test wants it so")
         self.sums.append((name, codec))
-        self._shared.setdefault(name, {})[self.rank] = tensor
+        self._shared.setdefault(name, {})[self.rank] = torch.as_tensor(tensor)
         return name, codec
 
     def wait(self, handle: tuple[str, str]) -> None:
@@ -42,7 +42,7 @@ class ThreadWorld:
         self._together(lambda: self._sum(self._shared[name], codec, name))
 
     def broadcast(self, tensor: torch.Tensor, root: int, name: str) -> None:
-        self._shared.setdefault(name, {})[self.rank] = tensor
+        self._shared.setdefault(name, {})[self.rank] = torch.as_tensor(tensor)
         self._together(lambda: [other.copy_(self._shared[name][root]) for other in self._shared[name].values()])
 
     def noise(self, seed: int) -> None:

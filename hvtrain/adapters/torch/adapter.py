@@ -9,8 +9,9 @@ from typing import Any, Callable, Iterable, Mapping, Sequence
 import torch
 
 from hvtrain import probe, tracing
+from hvtrain.adapters import sharing
 from hvtrain.adapters.base import Reduced
-from hvtrain.adapters.torch import codecs, optimizers, sharing, state
+from hvtrain.adapters.torch import codecs, optimizers, state
 from hvtrain.adapters.torch.averages import Averages
 from hvtrain.adapters.torch.gradients import FlatGradients
 from hvtrain.adapters.torch.precision import Precision
@@ -73,6 +74,9 @@ class TorchAdapter:
         decay = self._job.train.ema
         self._averages = Averages(self.model, decay) if decay is not None else None
         self.model.train()
+
+    def warm_up(self, example: Callable[[], tuple[Any, int]]) -> None:
+        pass  # nothing is traced
 
     def join(self, world: World) -> None:
         self._world = world
@@ -217,23 +221,13 @@ class TorchAdapter:
         self._statistics.refresh()
 
     def total(self, values: Sequence[float], name: str) -> list[float]:
-        vector = torch.tensor(values, dtype=torch.float64)
-        self._world.wait(self._world.sum_async(vector, name))
-        return vector.tolist()
+        return sharing.total(self._world, values, name)
 
     def share(self, value: Any, root: int, name: str) -> Any:
         return sharing.share(self._world, value, root, name)
 
     def share_state(self, root: int) -> int:
-        if self._world.size == 1:
-            return 0
-        mine = self._world.rank == root
-        groups = sharing.share_groups(self._world, self.export(copy=False) if mine else None, root, self._tick)
-        scalars = self.share(self.scalars() if mine else None, root, "state.scalars")
-        if mine:
-            return 0
-        self.restore(groups, scalars)
-        return sum(blob.nbytes for blobs in groups.values() for blob in blobs.values())
+        return sharing.share_state(self._world, self, root, self._tick)
 
     def _forward(self, batch: Any) -> Any:
         inputs = self._task.inputs(batch)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Callable, Mapping
+from math import prod
+from typing import Any, Callable, Mapping, Sequence
 
-import torch
+import numpy as np
 
-from hvtrain.checkpoint.blob import Blob
+from hvtrain.checkpoint.blob import ITEM_SIZE, Blob
 from hvtrain.engine.world import World
 
 CHUNK_BYTES = 64 << 20
@@ -17,12 +18,12 @@ CHUNK_BYTES = 64 << 20
 def share_bytes(world: World, data: bytes | bytearray | None, root: int, name: str,
                 tick: Callable[[], None] = lambda: None) -> bytearray:
     """Rank ``root``'s ``data`` on every rank (others pass None); ``tick`` is called for every piece."""
-    length = torch.tensor([len(data) if data is not None else 0], dtype=torch.int64)
+    length = np.array([len(data) if data is not None else 0], np.int64)
     world.broadcast(length, root, f"{name}.length")
-    size = int(length.item())
+    size = int(length[0])
     buffer = bytearray(data) if world.rank == root and data is not None else bytearray(size)
     for start in range(0, size, CHUNK_BYTES):
-        piece = torch.frombuffer(buffer, dtype=torch.uint8, offset=start, count=min(CHUNK_BYTES, size - start))
+        piece = np.frombuffer(buffer, np.uint8, min(CHUNK_BYTES, size - start), start)
         world.broadcast(piece, root, f"{name}.{start // CHUNK_BYTES}")
         tick()
     return buffer
@@ -51,15 +52,27 @@ def share_groups(world: World, groups: Mapping[str, Mapping[str, Blob]] | None, 
     result: dict[str, dict[str, Blob]] = {}
     offset = 0
     for group, name, dtype, shape in outline:
-        size = _size(dtype, shape)
+        size = ITEM_SIZE[dtype] * prod(shape)
         result.setdefault(group, {})[name] = Blob(dtype, tuple(shape), payload[offset:offset + size])
         offset += size
     return result
 
 
-def _size(dtype: str, shape: list[int]) -> int:
-    from math import prod
+def share_state(world: World, holder: Any, root: int, tick: Callable[[], None] = lambda: None) -> int:
+    """Overwrite the state of ``holder``, an adapter, by that of rank ``root``'s; bytes received."""
+    if world.size == 1:
+        return 0
+    mine = world.rank == root
+    groups = share_groups(world, holder.export(copy=False) if mine else None, root, tick)
+    scalars = share(world, holder.scalars() if mine else None, root, "state.scalars")
+    if mine:
+        return 0
+    holder.restore(groups, scalars)
+    return sum(blob.nbytes for blobs in groups.values() for blob in blobs.values())
 
-    from hvtrain.checkpoint.blob import ITEM_SIZE
 
-    return ITEM_SIZE[dtype] * prod(shape)
+def total(world: World, values: Sequence[float], name: str) -> list[float]:
+    """Each of ``values`` summed over the ranks, in double precision."""
+    vector = np.array(values, np.float64)
+    world.wait(world.sum_async(vector, name))
+    return vector.tolist()
