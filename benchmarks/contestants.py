@@ -12,14 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Sequence
 
+import keras_models
 import models
 from stopwatch import RESULT
 
 HERE = Path(__file__).resolve().parent
+WORKLOADS = {"torch": models.WORKLOADS, "keras": keras_models.WORKLOADS}
 
 
 class ContestantFailed(RuntimeError):
@@ -28,9 +31,10 @@ class ContestantFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Contestant:
-    """``kind`` is hvtrain, horovod or ddp. ``cycle_ms`` is Horovod's HOROVOD_CYCLE_TIME, its default if None.
+    """``kind`` is hvtrain, horovod, ddp or alone. ``cycle_ms`` is Horovod's HOROVOD_CYCLE_TIME, its default if None.
 
-    ``fused`` asks for PyTorch's fused optimizer. ``overrides`` are further settings of hvtrain's job.
+    ``fused`` asks for PyTorch's fused optimizer, ``reduce`` is how Horovod reduces in Keras (peers/horovod_keras.py).
+    ``overrides`` are further settings of hvtrain's job.
     """
 
     name: str
@@ -38,22 +42,29 @@ class Contestant:
     fused: bool = False
     cycle_ms: float | None = None
     overrides: tuple[str, ...] = ()
+    framework: str = "torch"
+    reduce: str = "grouped"
 
     def command(self, workload: str, workers: int, steps: int, folder: Path) -> list[str]:
-        load = models.WORKLOADS[workload]
+        load = WORKLOADS[self.framework][workload]
         python = sys.executable
-        script = {"horovod": "horovod_plain.py", "ddp": "ddp.py"}.get(self.kind, "")
+        script = "horovod_keras.py" if self.framework == "keras" else {
+            "horovod": "horovod_plain.py", "ddp": "ddp.py"}.get(self.kind, "")
         arguments = [str(HERE / "peers" / script), workload, "--steps", str(steps), "--batch", str(load.batch),
-                     *(["--fused"] if self.fused else [])]
+                     *(["--fused"] if self.fused else []),
+                     *(["--reduce", self.reduce] if self.framework == "keras" else [])]
+        if self.kind == "alone":
+            return [python, *arguments]
         if self.kind == "horovod":
             return [_tool("horovodrun"), "-np", str(workers), python, *arguments]
         if self.kind == "ddp":
             return [_tool("torchrun"), "--nproc-per-node", str(workers), "--master-port", str(_free_port()), *arguments]
         optim = [f"optim.{key}={value}" for key, value in load.settings.items()]
+        optim += ["framework=keras", "task.target=keras_task:Benchmark"] if self.framework == "keras" else [
+            f"optim.args.fused={str(self.fused).lower()}"]
         return [_tool("hvtrain"), "run", str(HERE / "job.yaml"), "-np", str(workers), f"run.dir={folder / 'run'}",
                 f"task.args.workload={workload}", f"task.args.steps={steps}", f"train.steps={steps}",
-                f"data.global_batch={load.batch * workers}", f"optim.name={load.optim}", *optim,
-                f"optim.args.fused={str(self.fused).lower()}", *self.overrides]
+                f"data.global_batch={load.batch * workers}", f"optim.name={load.optim}", *optim, *self.overrides]
 
 
 @dataclass
@@ -70,6 +81,11 @@ class Run:
     def steady(self) -> dict[str, Any]:
         """Rank 0's measurement of the steady steps."""
         return next(f for f in self.findings if f["event"] == "steady" and f["rank"] == 0)
+
+    @property
+    def ranks(self) -> int:
+        """How many processes it was."""
+        return sum(f["event"] == "steady" for f in self.findings)
 
     @property
     def first_step(self) -> float:
@@ -124,14 +140,23 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 def machine() -> dict[str, Any]:
     """What the figures were taken on."""
+    import importlib.metadata
     import platform
 
-    import torch
+    versions = {}
+    for package in ("torch", "tensorflow", "tensorflow-cpu", "keras"):
+        with suppress(importlib.metadata.PackageNotFoundError):
+            versions[package.removesuffix("-cpu")] = importlib.metadata.version(package)
 
     model = next((line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                   if line.startswith("model name")), platform.machine())
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "torch": torch.__version__,
+    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), **versions,
             "python": platform.python_version(), "date": time.strftime("%Y-%m-%d %H:%M")}
+
+
+def versions(machine: dict[str, Any], framework: str) -> str:
+    """The versions in :func:`machine` that matter to who uses ``framework``."""
+    return ", ".join(f"{name} {machine[name]}" for name in {"torch": ["torch"], "keras": ["tensorflow", "keras"]}[framework])
 
 
 def _tool(name: str) -> str:

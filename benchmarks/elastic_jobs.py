@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import models
-from contestants import HERE, _tool
+from contestants import HERE, WORKLOADS, _tool
 from outages import Line
-from recovery_task import PHASE
+from pace import PHASE
 from steplog import FOLDER, PERIOD, StepReader
 
 MARK = "BENCH_JOB"
@@ -39,7 +38,7 @@ ENDLESS = 1_000_000
 class Setup:
     """What all contestants train. ``batch`` is per worker, ``period`` the seconds of a step.
 
-    ``overrides`` and ``phase`` are for hvtrain; ``stock`` is a Python that has Horovod as it was released.
+    ``overrides``, ``phase`` and ``framework`` are for hvtrain; ``stock`` is a Python that has Horovod as it was released.
     """
 
     workload: str
@@ -49,6 +48,7 @@ class Setup:
     overrides: tuple[str, ...] = ()
     phase: str = ""
     stock: str = ""
+    framework: str = "torch"
 
 
 def command(kind: str, setup: Setup, steps: int, folder: Path) -> list[str]:
@@ -63,10 +63,11 @@ def command(kind: str, setup: Setup, steps: int, folder: Path) -> list[str]:
         return [_tool("torchrun"), "--standalone", "--nproc-per-node", str(setup.workers), "--max-restarts", "1000",
                 str(HERE / "peers" / "torchrun_elastic.py"), *arguments,
                 "--checkpoint", str(folder / "checkpoint.safetensors")]
-    load = models.WORKLOADS[setup.workload]
+    load = WORKLOADS[setup.framework][setup.workload]
+    module = {"torch": "recovery_task", "keras": "keras_task"}[setup.framework]
     optim = [f"optim.{key}={value}" for key, value in load.settings.items()]
     return [sys.executable, "-m", "hvtrain.cli.main", "run", str(HERE / "job.yaml"), "-np", str(setup.workers),
-            f"run.dir={folder / 'run'}", "task.target=recovery_task:Paced", f"task.args.workload={setup.workload}",
+            f"run.dir={folder / 'run'}", f"framework={setup.framework}", f"task.target={module}:Paced", f"task.args.workload={setup.workload}",
             f"train.steps={steps}", f"data.global_batch={setup.batch * setup.workers}", f"optim.name={load.optim}",
             *optim, f"checkpoint.every={steps} steps", *setup.overrides]
 

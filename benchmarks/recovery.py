@@ -5,6 +5,7 @@
     python benchmarks/recovery.py --fault stop --kills 5              workers are stopped (SIGSTOP) instead
     python benchmarks/recovery.py --only hvtrain --at-once 3          three at once
     python benchmarks/recovery.py --only hvtrain --phase optimizer    within the optimizer step
+    python benchmarks/recovery.py --framework keras                   hvtrain's Keras jobs, which have no peer
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import contestants
+from contestants import WORKLOADS
 from disturbance import SIGNALS, Plan
 from elastic_jobs import KINDS, Setup, has_engine
 from findings import Findings, seconds
-from models import WORKLOADS
 
 FIGURES = ("median", "p95", "min", "max")
 PHASES = ("forward", "backward", "bucket", "reduced", "optimizer", "committed")
@@ -31,7 +32,7 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that jobs are ended on the way out
     args = _arguments()
     setup = Setup(args.workload, args.batch, args.workers, args.period_ms / 1000, tuple(args.set), args.phase,
-                  args.stock_horovod)
+                  args.stock_horovod, args.framework)
     plan = Plan(args.fault, args.at_once, args.rank, args.settle, args.spread, args.patience, args.full_patience)
     report: dict[str, Any] = {"machine": contestants.machine(), "arguments": vars(args), "contestants": {}}
     wanted = {kind: args.kills if kind == "hvtrain" else args.peer_kills for kind in args.only}
@@ -52,7 +53,7 @@ def _table(report: dict[str, Any]) -> str:
     who = {"any": f"{args['at_once']} at random", "0": f"{args['at_once']}, rank 0 among them",
            "other": f"{args['at_once']} at random, never rank 0"}[args["rank"]]
     figures = "".join(f"{name:>8}" for name in FIGURES)
-    lines = [f"{here['cpu']}, {here['cores']} cores, torch {here['torch']}, {here['date']}",
+    lines = [f"{here['cpu']}, {here['cores']} cores, {contestants.versions(here, args['framework'])}, {here['date']}",
              f"{args['workload']}, {args['workers']} workers, steps of {args['period_ms']:g} ms or more; "
              f"{what} to {who}",
              f"{'':37}{'fault to next step, s':^32}    {'fault to full strength, s':^32}{'steps lost':>14}",
@@ -92,7 +93,8 @@ def _arguments() -> argparse.Namespace:
                         help="a Python that has Horovod as it was released; see stock_horovod.py")
     parser.add_argument("--phase", choices=PHASES, default="", help="hvtrain only: where in the step the victim dies")
     parser.add_argument("--workers", type=int, default=4)
-    parser.add_argument("--workload", choices=WORKLOADS, default="mnist")
+    parser.add_argument("--framework", choices=WORKLOADS, default="torch", help="keras: hvtrain alone")
+    parser.add_argument("--workload", default="mnist", help="one of models.py or keras_models.py")
     parser.add_argument("--batch", type=int, default=8, help="samples per worker; few, so that the period is met")
     parser.add_argument("--period-ms", type=float, default=50, help="what a step is stretched to")
     parser.add_argument("--settle", type=int, default=20, help="undisturbed steps before each fault")
@@ -109,7 +111,11 @@ def _arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if args.phase and (set(args.only or ["hvtrain"]) != {"hvtrain"} or args.fault != "kill"):
         parser.error("--phase is for hvtrain alone, and for --fault kill: give --only hvtrain or leave --only out")
-    args.only = args.only or (["hvtrain"] if args.phase else
+    if args.workload not in WORKLOADS[args.framework]:
+        parser.error(f"--workload {args.workload}: there are {', '.join(WORKLOADS[args.framework])}")
+    if args.framework == "keras" and set(args.only or ["hvtrain"]) != {"hvtrain"}:
+        parser.error("--framework keras is for hvtrain alone: give --only hvtrain or leave --only out")
+    args.only = args.only or (["hvtrain"] if args.phase or args.framework == "keras" else
                               [kind for kind in KINDS if kind != "stock" or args.stock_horovod])
     if "stock" in args.only and (not args.stock_horovod or has_engine(args.stock_horovod)):
         parser.error("--stock-horovod must name a Python that has Horovod without hvtrain's edits: run "

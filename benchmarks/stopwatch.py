@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Callable
-
-import torch
+from typing import Any, Callable
 
 RESULT = "BENCH_RESULT"
 """Names the file that workers append their findings to, one JSON object a line."""
@@ -32,8 +30,8 @@ class Stopwatch:
         self._start = self._cpu = 0.0
         self._stamps: list[float] = []
 
-    def step_done(self, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """To be called right after ``optimizer.step()``."""
+    def step_done(self, model: Any, optimizer: Any) -> None:
+        """To be called right after the update. ``model`` and ``optimizer`` are PyTorch's or Keras's."""
         self._done += 1
         if self._done == 1:
             self._write(event="first_step", time=time.time())
@@ -47,12 +45,22 @@ class Stopwatch:
             seconds, cpu = time.perf_counter() - self._start, time.process_time() - self._cpu
             times = [b - a for a, b in zip([self._start, *self._stamps], self._stamps)]
             self._write(event="steady", steps=self._steps - WARMUP, seconds=seconds, cpu_seconds=cpu,
-                        step_seconds=times,
-                        parameters=sum(p.numel() for p in model.parameters()), threads=torch.get_num_threads(),
-                        fused=bool(optimizer.param_groups[0].get("fused")))
+                        step_seconds=times, **_description(model, optimizer))
 
     def _write(self, **finding: object) -> None:
         line = json.dumps({"rank": self._rank, **finding}) + "\n"
         file = os.open(os.environ[RESULT], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.write(file, line.encode())
         os.close(file)
+
+
+def _description(model: Any, optimizer: Any) -> dict[str, Any]:
+    if hasattr(model, "count_params"):  # Keras
+        import tensorflow as tf
+
+        return {"parameters": model.count_params(), "threads": tf.config.threading.get_intra_op_parallelism_threads(),
+                "fused": False}
+    import torch
+
+    return {"parameters": sum(p.numel() for p in model.parameters()), "threads": torch.get_num_threads(),
+            "fused": bool(optimizer.param_groups[0].get("fused"))}

@@ -6,22 +6,9 @@ import time
 from typing import Any
 
 import models
-from stopwatch import Stopwatch
+from timing import Timing
 
 from hvtrain import ArraySource, Callback, Task
-
-
-class Timing(Callback):
-    """Tells the stopwatch of every step."""
-
-    def __init__(self, steps: int):
-        self._steps = steps
-
-    def on_start(self, moment: Any) -> None:
-        self._watch = Stopwatch(moment.rank, self._steps, _barrier if moment.size > 1 else lambda: None)
-
-    def on_step_end(self, moment: Any) -> None:
-        self._watch.step_done(moment.model, moment.optimizer)
 
 
 class Benchmark(Task):
@@ -42,7 +29,7 @@ class Benchmark(Task):
         return models.sample_losses(outputs, batch[1])
 
     def callbacks(self) -> list[Callback]:
-        return [Timing(self._steps)]
+        return [Timing(self._steps, _barrier)]
 
 
 def _barrier() -> None:

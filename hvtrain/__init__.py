@@ -16,6 +16,7 @@ _EXPORTS = {
     "Trainer": "hvtrain.trainer",
     "Job": "hvtrain.config",
     "ArraySource": "hvtrain.data",
+    "is_first": "hvtrain.hosting",
 }
 
 __all__ = [*_EXPORTS, "__version__"]
@@ -24,6 +25,8 @@ __all__ = [*_EXPORTS, "__version__"]
 def __getattr__(name: str):
     if name in _EXPORTS:
         return getattr(importlib.import_module(_EXPORTS[name]), name)
+    if name in ("keras", "torch"):  # hvtrain.keras.fit, hvtrain.torch.fit
+        return importlib.import_module(f"hvtrain.{name}")
     raise AttributeError(f"module 'hvtrain' has no attribute {name!r}; it has {', '.join(sorted(__all__))}")
 
 

@@ -37,6 +37,9 @@ class Callback:
     def on_start(self, moment: Moment) -> None:
         """Called once, after the state has been restored and before the first step."""
 
+    def on_step_begin(self, moment: Moment) -> None:
+        """Called before each step; once more before the same one if a lost worker broke it off."""
+
     def on_step_end(self, moment: Moment) -> None:
         """Called after each optimizer step."""
 

@@ -191,6 +191,7 @@ class Loop:
     def _step(self, data: StepData) -> None:
         """One step, up to its commit."""
         progress, adapter = self._progress, self._adapter
+        self._emit("on_step_begin")
         adapter.seed(progress.step)
         overdue = self._world.rank == 0 and self._saver.overdue()
         flags = [float(self._session.stop_signal() > 0), float(overdue), float(self._callback_stop),
@@ -256,7 +257,7 @@ class Loop:
         probe.reached("evaluation")
         metrics = self._evaluator.run(self._adapter, self._world)
         improved, early = self._evaluator.judge(self._progress, metrics)
-        if self._world.rank == 0:
+        if self._world.rank == 0 and metrics:
             self._session.report("eval", self._progress.step, self._progress.read_epoch, metrics)
         if early:
             self._session.event("early_stop", self._progress.step)

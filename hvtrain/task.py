@@ -30,7 +30,8 @@ class Task:
 
     averaged_buffers: Sequence[str] = ()
     """Glob patterns of buffers, beside those of the normalisation layers, that the forward pass changes and
-    that are to be averaged over the ranks with every step (PyTorch)."""
+    that are to be averaged over the ranks with every step. With Keras: of non-trainable variables, see
+    :mod:`hvtrain.adapters.keras.variables` for their names."""
 
     def model(self) -> Any:
         """Build the model. Random initial weights come from ``run.seed``, so all workers build equal ones."""
@@ -51,7 +52,8 @@ class Task:
     def inputs(self, batch: Any) -> Any:
         """What the model is called with: a tuple is spread over its arguments, a dict over its keywords.
 
-        The default takes the first element of a pair ``(inputs, targets)``, else the batch itself.
+        The default takes the first element of a pair ``(inputs, targets)``, else the batch itself. A Keras model that
+        takes several inputs as one argument, as Sequential and functional ones do, gets them so.
         """
         return batch[0] if isinstance(batch, (tuple, list)) and len(batch) > 1 else batch
 
@@ -68,6 +70,22 @@ class Task:
         from hvtrain.data.collate import collate
 
         return collate(samples)
+
+    def pipeline(self, dataset: Any, split: str, seed: Any) -> Any:
+        """A ``tf.data`` pipeline for every batch (Keras only): ``dataset`` holds one batch and so must what is returned.
+
+        ``split`` is ``"train"`` or ``"eval"``. Random numbers come from ``seed``, an int32 tensor of shape (2,) that
+        follows from the run's seed, the step, the rank and the micro-batch::
+
+            def pipeline(self, dataset, split, seed):
+                if split == "eval":
+                    return dataset
+                return dataset.map(lambda images, labels: (tf.image.stateless_random_brightness(images, 0.2, seed), labels))
+
+        It is traced once and runs within the step: what takes long, such as decoding files, belongs into ``data``, which
+        is loaded ahead.
+        """
+        return dataset
 
     def optimizer(self, groups: Sequence[Mapping[str, Any]]) -> Any:
         """An optimizer of your own over parameter ``groups`` (as PyTorch takes them), or None for ``optim``.

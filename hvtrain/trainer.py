@@ -8,8 +8,9 @@ import threading
 from contextlib import contextmanager
 from typing import Any, Iterator, Mapping, Sequence
 
+from hvtrain import hosting
 from hvtrain.callbacks import Callback
-from hvtrain.config import Job
+from hvtrain.config import Job, layers
 from hvtrain.engine import rounds
 from hvtrain.engine import world as worlds
 from hvtrain.errors import ExitCode, UsageError
@@ -23,7 +24,8 @@ from hvtrain.task import Task
 class Trainer:
     """Trains a task in this process: alone, or as one rank where ``horovodrun`` has started several.
 
-    Losses of workers are survived only by jobs that ``hvtrain run`` starts; see the README. Example::
+    In a script that ``hvtrain run train.py`` runs it trains as the worker there, with everything that this brings; only
+    such jobs survive losses of workers. Example::
 
         job = Job.model_validate({"task": {"target": "script:task"}, "train": {"epochs": 2}})
         outcome = Trainer(job, MyTask()).fit()
@@ -48,6 +50,10 @@ class Trainer:
         Raises:
             Diverged, UserCodeError, CheckpointError, RoundBroken, and whatever the task raises.
         """
+        host = hosting.current()
+        if host is not None:  # the script is one of `hvtrain run`
+            return host.train(lambda job: self._task, None, given=layers.explicit(self._job), defaults={},
+                              callbacks=self._callbacks)
         place = place_from_environment(self._job)
         wanted = self._job.launch.workers
         if wanted is not None and wanted != place.size:

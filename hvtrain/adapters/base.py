@@ -9,6 +9,9 @@ state of its last ``apply``, and all ranks differ by one step at most.
     gradients(batches) --RoundBroken--> nothing has changed (statistics are put back)
            |
         apply(step, factor) --> committed
+
+:mod:`hvtrain.adapters.reference` does all of it in plain NumPy, to be read; ``tests/conformance`` holds every adapter
+to it.
 """
 
 from __future__ import annotations

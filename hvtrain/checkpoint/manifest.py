@@ -44,7 +44,7 @@ class Manifest(BaseModel):
     world_size: int = Field(ge=1, description="ranks at the time of writing; any number can resume")
     created: str = Field(max_length=64, description="ISO 8601, UTC")
     hvtrain_version: str = Field(max_length=64, description="what wrote it")
-    framework: str = Field(max_length=64, description="torch or keras")
+    framework: str = Field(max_length=64, description="torch, keras or numpy")
     metrics: dict[str, float] = Field(description="the latest evaluation's, by name")
     files: dict[str, FileEntry] = Field(description="every other file, by name")
     digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$",

@@ -111,25 +111,34 @@ def prune(run: Path, keep: int | None, metric: str | None, dry_run: bool) -> Non
 @_RUN
 @_STEP
 @_METRIC
-@click.option("--to", "output", required=True, metavar="FILE.safetensors", type=click.Path(path_type=Path),
-              help="The file to write.")
+@click.option("--to", "output", required=True, metavar="FILE|DIRECTORY", type=click.Path(path_type=Path),
+              help="What to write: FILE.safetensors; with Keras also FILE.keras, or a directory for a SavedModel.")
 @click.option("--weights", type=click.Choice(["model", "ema"]), default="model", show_default=True,
               help="The weights as trained, or their moving average.")
-@click.option("--force", is_flag=True, help="Replace the file if it exists.")
-def export(run: Path, step: str | None, metric: str | None, output: Path, weights: str, force: bool) -> None:
-    """Write the weights of a checkpoint (default: the newest) as one safetensors file.
+@click.option("--code", metavar="DIRECTORY", type=click.Path(path_type=Path, exists=True, file_okay=False),
+              help="For whole models: where task.target is found; default: where the run found it.")
+@click.option("--force", is_flag=True, help="Replace what exists.")
+def export(run: Path, step: str | None, metric: str | None, output: Path, weights: str, code: Path | None,
+           force: bool) -> None:
+    """Write the weights of a checkpoint (default: the newest) as one safetensors file, or the whole Keras model.
 
     With --weights ema, what has no moving average (such as counters) is taken from the model.
     """
     from hvtrain.checkpoint.export import export_weights
     from hvtrain.errors import UsageError
 
-    if output.suffix != ".safetensors":
-        raise UsageError(f"--to must name a file that ends in .safetensors; got {output}.")
+    if output.suffix not in (".safetensors", ".keras", ""):
+        raise UsageError(f"--to must name a file that ends in .safetensors or .keras, or a directory; got {output}.")
     if output.exists() and not force:
         raise UsageError(f"{output} exists already. Replace it with: --force")
     target = _target(run)
     path = target.pick(step or "newest", metric)
+    if output.suffix != ".safetensors":
+        from hvtrain.cli import ckpt_model
+
+        ckpt_model.export(target, path, output, weights, code)
+        click.echo(f"{output}: the model of {path.name}")
+        return
     size = export_weights(target.store, path, output, weights)
     click.echo(f"{output}: {weights} weights of {path.name}, {_size(size)}")
 

@@ -32,6 +32,9 @@ def drill(config: str, overrides: tuple[str, ...], workers: int | None, plan_pat
     from hvtrain.drill.conduct import conduct
     from hvtrain.drill.tables import text
 
+    if config.endswith(".py"):
+        raise click.BadParameter(f"{config} is a script; a drill takes a job file, whose task it can run small. Faults for a "
+                                 f"script: hvtrain run {config} --chaos plan.yaml (hvtrain chaos example)", param_hint="CONFIG")
     try:
         seconds = Duration.parse(limit).seconds
     except ValueError as error:

@@ -12,7 +12,7 @@ from hvtrain import __version__
 from hvtrain.errors import ExitCode, HvtrainError, UserCodeError
 
 COMMANDS = {  # name: (module, attribute, short help)
-    "run": ("hvtrain.cli.run", "run", "Train what a job file describes."),
+    "run": ("hvtrain.cli.run", "run", "Train what a job file describes, or what a script trains."),
     "ps": ("hvtrain.cli.ps", "ps", "List the agents and workers of a running job."),
     "scale": ("hvtrain.cli.scale", "scale", "Change the number of workers of a running job."),
     "config": ("hvtrain.cli.config", "config", "Show, check or describe job files."),

@@ -32,6 +32,13 @@ def _rounded(elements: int) -> int:
     return -(-elements // LINE) * LINE
 
 
+def _zeros(elements: int, kind: str = "float32") -> np.ndarray:
+    """Zeros that begin at a multiple of 64 bytes."""
+    memory = np.zeros(elements * np.dtype(kind).itemsize + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    return memory[begin:begin + elements * np.dtype(kind).itemsize].view(kind)
+
+
 Plan = Tuple[layout.Bucket, ...]
 
 
@@ -56,7 +63,7 @@ class FlatBuckets:
         tail = 1 + FLAGS + statistics
         carries = self._plan[-1].kind == "float32" and not codec.lossy
         sizes = [bucket.elements + (tail if carries and bucket is self._plan[-1] else 0) for bucket in self._plan]
-        pool = (zeros or (lambda n: np.zeros(n, np.float32)))(
+        pool = (zeros or _zeros)(
             sum(_rounded(size) for size, bucket in zip(sizes, self._plan) if bucket.kind == "float32"))
         self._flats: list[np.ndarray] = []
         self.views: list[np.ndarray] = [pool] * len(shapes)
@@ -65,7 +72,7 @@ class FlatBuckets:
             if bucket.kind == "float32":
                 flat, pool = pool[:size], pool[_rounded(size):]
             else:
-                flat = np.zeros(size, bucket.kind)
+                flat = _zeros(size, bucket.kind)
             self._flats.append(flat)
             for slot in bucket.slots:
                 shape = shapes[slot.index]

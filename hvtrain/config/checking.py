@@ -18,9 +18,10 @@ from hvtrain.config.document import Path
 from hvtrain.config.explain import explain
 from hvtrain.config.job import ImpossibleJob, Job
 from hvtrain.config.origins import dotted
+from hvtrain.config.rules import MISSING
 
 TARGET: Path = ("task", "target")
-ANY_TARGET = "job:task"  # stands in for a missing target, the only key without a default
+ANY_TARGET = "job:task"  # stands in for a missing target, the only key that is needed
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def check(tree: dict[str, Any], known_bad: Iterable[Path] = ()) -> tuple[Job | N
     ``known_bad`` are paths already reported, and left out of ``tree``.
     """
     bad = set(known_bad)
-    findings: list[Finding] = []
+    tree, findings = _with_target(tree, bad)
     reporting = True
     while True:
         try:
@@ -56,6 +57,15 @@ def check(tree: dict[str, Any], known_bad: Iterable[Path] = ()) -> tuple[Job | N
         for path, _ in wrong:
             tree, removed = _prune(tree, path)
             bad.add(removed)
+
+
+def _with_target(tree: dict[str, Any], bad: set[Path]) -> tuple[dict[str, Any], list[Finding]]:
+    """``tree`` with a stand-in for a missing target, so that all else can be checked as well; and that it is missing."""
+    task = tree.get("task", {})
+    if not isinstance(task, dict) or "target" in task or "script" in task:
+        return tree, []
+    missing = [] if any(_within(TARGET, gone) for gone in bad) else [Finding(TARGET, MISSING)]
+    return {**tree, "task": {**task, "target": ANY_TARGET}}, missing
 
 
 def _impossible(error: ValidationError) -> ImpossibleJob | None:

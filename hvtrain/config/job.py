@@ -23,11 +23,12 @@ class ImpossibleJob(ValueError):
 
 
 class Job(Section):
-    """A training job for hvtrain. Only `task.target` is required."""
+    """A training job for hvtrain. Only `task.target` (or `task.script`) is required."""
 
     version: Literal[1] = Field(1, description="Version of this file format.")
-    framework: Literal["torch", "keras"] = Field("torch", description=(
-        "The framework that the task is written for."))
+    framework: Literal["torch", "keras", "numpy"] = Field("torch", description=(
+        "The framework that the task is written for. numpy: the reference; for tests and for models with hand-written "
+        "gradients."))
     run: RunConfig = Field(default_factory=RunConfig, description="Where the run is kept, and its seed.")
     task: TaskConfig = Field(description="Your code: model, data and loss.")
     data: DataConfig = Field(default_factory=DataConfig, description="From samples to batches.")

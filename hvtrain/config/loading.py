@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Mapping, Sequence
 
@@ -32,18 +33,66 @@ def load(
     key is a mistake. Raises ConfigError with everything that is wrong, and where.
     """
     file = os.fspath(path)
+    return _load(file, _read(file), overrides, env)[0]
+
+
+def load_script(
+    script: str | os.PathLike[str], framework: str, config: str | os.PathLike[str] | None = None,
+    overrides: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> tuple[Job, Given]:
+    """The job of running a script that trains with ``framework``, with settings from the job file ``config`` if there is
+    one; and what of it was given. Else as :func:`load`."""
+    file = os.fspath(script) if config is None else os.fspath(config)
+    tree, lines, problems = _read(file) if config is not None else ({}, {}, [])
+    # A job file may serve both a task of its own and this script.
+    tree = {"framework": framework, **tree, "task": {"script": os.fspath(script)}}
+    return _load(file, (tree, lines, problems), overrides, env, name=os.fspath(script))
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a job file says, ``${...}`` filled in, without defaults. Raises ConfigError as :func:`load` does."""
+    file = os.fspath(path)
     tree, lines, problems = _read(file)
-    known_bad: set[Path] = {tuple(p.key.split(".")) for p in problems if p.key}
+    if "task" not in tree:
+        tree = {**tree, "task": {"target": ANY_TARGET}}
+    return _load(file, (tree, lines, problems), (), {})[1].all
+
+
+def read_environment() -> dict[str, Any]:
+    """What ``HVTRAIN_A__B`` in this process's environment set. Raises ConfigError."""
+    found, problems = over.from_environment(os.environ)
+    tree = _override({}, found, Origins(over.ENVIRONMENT, {}), problems)
+    if problems:
+        raise ConfigError(problems)
+    return tree
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a job was told explicitly, ``${...}`` filled in: ``all`` of it, and ``over`` the part that is set over files,
+    by the environment and the command line."""
+
+    all: dict[str, Any] = field(default_factory=dict)
+    over: dict[str, Any] = field(default_factory=dict)
+
+
+def _load(file: str, source: tuple[dict[str, Any], dict[Path, int], list[Problem]], overrides: Sequence[str],
+          env: Mapping[str, str] | None, name: str = "") -> tuple[Job, Given]:
+    """``name`` is what the run is called after, ``file`` if it is empty."""
+    tree, lines, problems = source
     origins = Origins(file, lines)
-    for source in (over.from_environment(os.environ if env is None else env), over.from_command(overrides)):
-        problems += source[1]
-        tree = _override(tree, source[0], origins, problems)
+    known_bad: set[Path] = {tuple(p.key.split(".")) for p in problems if p.key}
+    set_over: list[over.Override] = []
+    for found, more in (over.from_environment(os.environ if env is None else env), over.from_command(overrides)):
+        problems += more
+        tree = _override(tree, found, origins, problems)
+        set_over += found
     # ``elastic:`` with nothing under it, say all of it commented out, is an empty section.
     tree = {
         key: value for key, value in tree.items()
         if value is not None or not suggest.section_at(Job, [key])
     }
-    defaults = _defaults(file)
+    defaults = _defaults(name or file)
     tree, failed = interpolation.resolve(tree, defaults)
     problems += [origins.problem(where, message) for where, message in failed]
     known_bad |= {where for where, _ in failed}
@@ -54,7 +103,23 @@ def load(
         problems.append(origins.problem(finding.path, finding.message, at))
     if problems or job is None:
         raise ConfigError(_in_order(problems, file))
-    return job
+    return job, Given(tree, _part(tree, [override.path for override in set_over]))
+
+
+def _part(tree: dict[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """The part of ``tree`` that ``paths`` name. A list comes as a whole; so does what was filled in."""
+    part: dict[str, Any] = {}
+    for path in paths:
+        source, into = tree, part
+        for number, key in enumerate(path):
+            key = next((known for known in source if str(known).lower() == key.lower()), key)
+            if key not in source:
+                break
+            if number == len(path) - 1 or not isinstance(source[key], dict):
+                into[key] = source[key]
+                break
+            source, into = source[key], into.setdefault(key, {})
+    return part
 
 
 def _read(file: str) -> tuple[dict[str, Any], dict[Path, int], list[Problem]]:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from hvtrain.config.job import Job
 
 
+MISSING = ('required, but missing; your task, as "module:attribute", for instance task:mnist (or instead task.script, a '
+           "Python script that calls fit)")
+
+
 @dataclass(frozen=True)
 class Conflict:
     """A broken rule: ``key`` is the one to change, ``others`` are those that it clashes with."""
@@ -22,6 +26,17 @@ class Conflict:
 def conflicts(job: "Job") -> list[Conflict]:
     """All broken rules of ``job``, in the order of its sections."""
     return [conflict for rule in _RULES for conflict in rule(job)]
+
+
+def _task(job: "Job") -> Iterator[Conflict]:
+    target, script = job.task.target, job.task.script
+    if target is None and script is None:
+        yield Conflict("task.target", MISSING)
+    if target is not None and script is not None:
+        yield Conflict("task.script", f"script ({script}) and target ({target}) exclude each other; remove one",
+                       ("task.target",))
+    if script is not None and job.task.args:
+        yield Conflict("task.args", "a script takes no args; write the settings into the script", ("task.script",))
 
 
 def _length(job: "Job") -> Iterator[Conflict]:
@@ -50,6 +65,17 @@ def _precision(job: "Job") -> Iterator[Conflict]:
     if math.frexp(job.train.loss_scale)[0] != 0.5:
         yield Conflict("train.loss_scale", (
             f"expected a power of two, so that scaling changes no bit, got {job.train.loss_scale:g}"))
+
+
+def _reference(job: "Job") -> Iterator[Conflict]:
+    if job.framework != "numpy":
+        return
+    if job.train.precision != "fp32":
+        yield Conflict("train.precision", (
+            f"framework: numpy computes in the types of the model's own arrays, so it has no {job.train.precision}; "
+            "leave precision out"), ("framework",))
+    if job.optim.name not in ("sgd", "adam", "adamw"):
+        yield Conflict("optim.name", f"framework: numpy has sgd, adam and adamw, not {job.optim.name}", ("framework",))
 
 
 def _compilation(job: "Job") -> Iterator[Conflict]:
@@ -138,4 +164,5 @@ def _evaluation(job: "Job") -> Iterator[Conflict]:
             "evaluated"), ("eval.every",))
 
 
-_RULES = (_length, _precision, _compilation, _batches, _world_size, _resizing, _schedule, _optimizer, _evaluation)
+_RULES = (_task, _length, _precision, _reference, _compilation, _batches, _world_size, _resizing, _schedule, _optimizer,
+          _evaluation)

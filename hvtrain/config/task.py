@@ -21,6 +21,12 @@ def _check_target(value: str) -> str:
     return value
 
 
+def _check_script(value: str) -> str:
+    if not value.endswith(".py"):
+        raise PydanticCustomError("unit", "{text}", {"text": f"expected a Python script such as train.py, got '{value}'"})
+    return value
+
+
 class RunConfig(Section):
     """Where the run is kept, and the seed that all its randomness comes from."""
 
@@ -36,11 +42,14 @@ class RunConfig(Section):
 
 
 class TaskConfig(Section):
-    """The user's code: what makes the model, the data and the loss."""
+    """The user's code: what makes the model, the data and the loss. `target` or `script`, one of the two."""
 
-    target: Annotated[Text, AfterValidator(_check_target)] = Field(description=(
+    target: Annotated[Text, AfterValidator(_check_target)] | None = Field(None, description=(
         'Your task, as "module:attribute", "package.module:attribute" or "file.py:attribute"; found beside '
         "the job file first, then among the installed packages. A class or function is called with `args`."))
+    script: Annotated[Text, AfterValidator(_check_script)] | None = Field(None, description=(
+        "Instead of `target`: a Python script, which every worker runs; it trains by hvtrain.keras.fit, "
+        "hvtrain.torch.fit or hvtrain.Trainer. `hvtrain run train.py` fills it in."))
     args: dict[str, Any] = Field(default_factory=dict, description=(
         "Keyword arguments for `target`, for instance {width: 32}."))
 

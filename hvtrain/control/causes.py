@@ -63,6 +63,19 @@ def lost_worker(rank: int, host: str, code: int, signal: int, step: int) -> Caus
                  weight=OBSERVED, rank=rank, step=step, kind=kind)
 
 
+def lost_tail(rank: int, host: str, code: int, signal: int, step: int) -> Cause:
+    """A worker was lost in what its script does after the training."""
+    how = f"was killed by {_name(signal)}" if signal else f"ended with exit status {code}"
+    return Cause(ExitCode.LOST_WORKERS, f"the training is complete, but the worker with rank {rank} on {host} {how} before "
+                 "its script had ended", weight=OBSERVED, rank=rank, step=step, salvage=False, kind="killed")
+
+
+def silent_tail(seconds: float) -> Cause:
+    """Workers stand still in what their script does after the training."""
+    return Cause(ExitCode.STALLED, "the training is complete, but the rest of the script has given no sign of life for "
+                 f"launch.stop_timeout ({seconds:g} s)", weight=OBSERVED, salvage=False, kind="silent")
+
+
 def lost_agent(agent: str, host: str) -> Cause:
     return Cause(ExitCode.LOST_WORKERS, f"the agent {agent} on {host} is gone, and its workers with it",
                  weight=OBSERVED, kind="agent_lost")

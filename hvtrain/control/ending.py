@@ -24,7 +24,27 @@ def begin(state: State, cause: Cause, now: float) -> State:
 
 def hasten(state: State, now: float) -> State:
     """A person insists: what has not ended by now is killed."""
-    return state if state.killed else replace(state, since=now - state.limits.stop)
+    return state if state.killed else replace(state, since=now - state.limits.stop,
+                                              limits=replace(state.limits, tail=False))
+
+
+def in_tail(state: State) -> bool:
+    """Whether the training is over, and the workers are at the rest of their script."""
+    return (state.limits.tail and state.phase is Phase.ENDING and not state.killed and state.cause is not None
+            and state.cause.exit_code == ExitCode.DONE)
+
+
+def fail(state: State, cause: Cause, now: float) -> State:
+    """The rest of a worker's script has failed, which is how the job ends; the other workers are given time to end."""
+    return replace(state, cause=cause, since=now)
+
+
+def late_at(state: State) -> float:
+    """When workers that are still there are late. The rest of a script may take as long as they give signs of life."""
+    at = state.since + state.limits.stop
+    if in_tail(state):
+        at = max([at, *(worker.last_beat + state.limits.stop for worker in state.workers.values())])
+    return at
 
 
 def settle(state: State, now: float) -> Outcome:
@@ -36,8 +56,10 @@ def settle(state: State, now: float) -> Outcome:
     known = state.cause.weight >= causes.OBSERVED or now >= state.since + state.limits.replace
     if not state.dismissed and (known or not state.workers.count(Stage.SEATED, Stage.RETURNING)):
         state, actions = _dismiss(state)
-    if not state.killed and now >= state.since + state.limits.stop:
-        state = replace(state, killed=True)
+    if not state.killed and now >= late_at(state):
+        if in_tail(state):
+            state = fail(state, causes.silent_tail(state.limits.stop), now)
+        state = replace(state, killed=True, since=now - state.limits.stop)
         actions += tuple(KillWorker(name, worker.agent) for name, worker in state.workers.items())
     elif state.killed and now >= state.since + 2 * state.limits.stop:
         return _over(state)  # not even SIGKILL was confirmed: the agents' own end will do it

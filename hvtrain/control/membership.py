@@ -78,6 +78,9 @@ def _agent_beat(state: State, event: AgentBeat, now: float) -> Outcome:
 
 
 def _agent_lost(state: State, event: AgentLost, now: float) -> Outcome:
+    theirs = any(worker.agent == event.agent for worker in state.workers.values())
+    if ending.in_tail(state) and theirs and event.agent in state.agents:
+        state = ending.fail(state, causes.lost_agent(event.agent, state.agents[event.agent].host), now)
     return losing.lose_agent(state, event.agent, now)
 
 
@@ -172,6 +175,8 @@ def _worker_leaving(state: State, event: WorkerLeaving, now: float) -> Outcome:
 
 def _worker_ended(state: State, event: WorkerEnded, now: float) -> Outcome:
     worker = state.workers.get(event.worker)
+    if worker is not None and worker.stage is Stage.FINISHED and event.cause is not None and ending.in_tail(state):
+        return ending.fail(state, event.cause, now), ()
     if worker is None or worker.stage in (Stage.DOOMED, Stage.FINISHED, Stage.LEAVING):
         return state, ()
     opened = state.phase is Phase.OPEN
@@ -198,6 +203,9 @@ def _worker_exited(state: State, event: WorkerExited, now: float) -> Outcome:
     if worker is None:
         return state, ()
     actions: tuple[Action, ...] = ()
+    if ending.in_tail(state) and worker.stage is Stage.FINISHED and (event.code or event.signal):
+        host = state.agents[worker.agent].host if worker.agent in state.agents else worker.agent
+        state = ending.fail(state, causes.lost_tail(worker.rank, host, event.code, event.signal, worker.step), now)
     if worker.taking_part and not (state.phase is Phase.ENDING and state.dismissed):
         host = state.agents[worker.agent].host if worker.agent in state.agents else worker.agent
         cause = causes.lost_worker(worker.rank, host, event.code, event.signal, worker.step)
@@ -223,6 +231,8 @@ def _job_failed(state: State, event: JobFailed, now: float) -> Outcome:
 def _stop_requested(state: State, event: StopRequested, now: float) -> Outcome:
     again = event.insist and state.insisted
     state = replace(state, insisted=state.insisted or event.insist)
+    if ending.in_tail(state):  # what the training has come to is saved
+        return ending.hasten(ending.fail(state, causes.stopped(event.signal, saved=True), now), now), ()
     if state.phase is Phase.ENDING:
         return (ending.hasten(state, now) if again else state), ()
     if not state.born or again:

@@ -11,6 +11,7 @@ from typing import Any, Awaitable, Callable
 
 from hvtrain.control import messages, warmstart
 from hvtrain.control.boot import Boot
+from hvtrain.control.noise import Noise
 from hvtrain.control.warmstart import WarmProcess
 from hvtrain.errors import ExitCode
 
@@ -105,7 +106,8 @@ class Nursery:
         text = f"the process that starts workers on {self._host} ended (status {status})"
         lost, self._workers = sorted(self._workers), set()
         if self._restarts > MAX_RESTARTS or not self._boot.job.elastic.enabled:
-            await self._tell(messages.LoadFailed(exit_code=int(ExitCode.LOST_WORKERS), reason=text))
+            said = Noise(self._warm.noise.fileno()).text().decode(errors="replace")  # it may tell why the import is fatal
+            await self._tell(messages.LoadFailed(exit_code=int(ExitCode.LOST_WORKERS), reason=text, traceback=said))
         else:
             log.warning("%s; it is started again", text)
             self._warm = warmstart.start(self._boot.job.framework, self._boot.snapshots)

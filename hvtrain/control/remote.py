@@ -176,6 +176,10 @@ class RemoteSession(QuietSession):
             with self._lock:
                 self._breakables.remove(what)
 
+    def retire(self) -> None:
+        """The training is over for all, and this process goes on alone; the others may have ended already."""
+        self._leave_world(broken=True)
+
     def conclude(self, step: int, stopped: bool, summary: Mapping[str, Any]) -> bool:
         self._link.post(messages.Finished(step=step, stopped=stopped, summary=dict(summary) if self.rank == 0 else {}))
         while self._dismiss is None and not self._orphan:

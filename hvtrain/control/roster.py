@@ -45,6 +45,7 @@ class Limits:
     spares: int = 0
     failures_per_step: int = 3  # elastic.max_failures_per_step
     losses_per_hour: int | None = None  # elastic.max_losses_per_hour
+    tail: bool = False  # workers go on after the training, with the rest of their script (task.script)
 
 
 STEP_FLOOR, STEP_FACTOR = 20.0, 10.0

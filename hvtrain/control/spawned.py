@@ -16,8 +16,10 @@ def main() -> None:
     from hvtrain.adapters import import_framework
     from hvtrain.control.boot import Boot
     from hvtrain.control.worker import main as work
+    from hvtrain.control.worker import redirect_output
 
     boot = Boot.from_json(record["boot"])
+    redirect_output(boot, record["place"][0])  # before the framework is imported, which has its say too
     import_framework(boot.job.framework)
     code = work(boot, record["worker"], *record["place"])
     sys.stdout.flush()

@@ -27,13 +27,14 @@ from typing import Any
 
 from hvtrain.control import process
 from hvtrain.control.boot import Boot
+from hvtrain.control.noise import Noise
 
 
 class Warm:
-    """The warm process's loop. ``pair`` is its end of the socket pair."""
+    """The warm process's loop. ``pair`` is its end of the socket pair; ``noise`` takes what importing a framework writes."""
 
-    def __init__(self, pair: socket.socket):
-        self._pair = pair
+    def __init__(self, pair: socket.socket, noise: Noise):
+        self._pair, self._noise = pair, noise
         self._buffer = b""
         self._boot: Boot | None = None
         self._spawn = False
@@ -89,7 +90,7 @@ class Warm:
 
         self._boot = boot
         try:
-            why_not_fork = preload.load(boot)
+            why_not_fork = preload.load(boot, self._noise)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever user code raises at import is reported
             from hvtrain import failure
 
@@ -129,7 +130,7 @@ class Warm:
             os.close(self._wake_write)
             from hvtrain.control.worker import main
 
-            code = main(self._boot, worker, *place)
+            code = main(self._boot, worker, *place, said=self._noise.text())
         except BaseException:  # noqa: BLE001 - a forked child must never return into the parent's code
             traceback.print_exc()
         finally:
@@ -162,17 +163,19 @@ class Warm:
 
 
 def main() -> None:
-    """``python -m hvtrain.control.warm FD PARENT_PID FRAMEWORK``: serve on the inherited socket FD."""
+    """``python -m hvtrain.control.warm FD PARENT_PID FRAMEWORK NOISE``: serve on the inherited socket FD; NOISE is a file."""
     process.die_with_parent(int(sys.argv[2]))
     process.set_name("hvtrain-warm")
     from hvtrain.adapters import import_framework
     from hvtrain.errors import EnvironmentNotReady
 
+    noise = Noise(int(sys.argv[4]))
     try:
-        import_framework(sys.argv[3])
+        with noise.caught():
+            import_framework(sys.argv[3])
     except (EnvironmentNotReady, ImportError):
         pass  # "load" says it again, to somebody who listens
-    Warm(socket.socket(fileno=int(sys.argv[1]))).run()
+    Warm(socket.socket(fileno=int(sys.argv[1])), noise).run()
     os._exit(0)  # tearing a framework down takes half a second and serves nobody
 
 

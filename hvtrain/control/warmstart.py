@@ -12,8 +12,9 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
-from typing import Any, Sequence
+from typing import IO, Any, Sequence
 
 
 KEEP_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 40), "MALLOC_TOP_PAD_": str(64 << 20)}
@@ -28,10 +29,11 @@ the same cores (another worker, Horovod's thread) made a step up to 20 times slo
 
 @dataclass
 class WarmProcess:
-    """A started warm process and our end of the socket pair to it."""
+    """A started warm process, our end of the socket pair to it, and the file with what importing a framework wrote."""
 
     process: subprocess.Popen
     pair: socket.socket
+    noise: IO[bytes]
 
     def load(self, boot: dict[str, Any]) -> None:
         """Tell it what job it is for."""
@@ -41,24 +43,35 @@ class WarmProcess:
 def start(framework: str, inherit: Sequence[int] = ()) -> WarmProcess:
     """Start a warm process that begins by importing ``framework``, and inherits the descriptors ``inherit``."""
     ours, theirs = socket.socketpair()
+    noise = tempfile.TemporaryFile()
     environment = dict(os.environ)
     # NumPy's OpenBLAS would start threads at import, and then forking would not be safe any more.
     environment["OPENBLAS_NUM_THREADS"] = "1"
     for name, value in {**KEEP_MEMORY, **SHARE_CORES}.items():
         environment.setdefault(name, value)
     process = subprocess.Popen(
-        [sys.executable, "-m", "hvtrain.control.warm", str(theirs.fileno()), str(os.getpid()), framework],
-        pass_fds=[theirs.fileno(), *inherit], env=environment, stdin=subprocess.DEVNULL, start_new_session=True)
+        [sys.executable, "-m", "hvtrain.control.warm", str(theirs.fileno()), str(os.getpid()), framework,
+         str(noise.fileno())],
+        pass_fds=[theirs.fileno(), noise.fileno(), *inherit], env=environment, stdin=subprocess.DEVNULL,
+        start_new_session=True)
     theirs.close()
-    return WarmProcess(process, ours)
+    return WarmProcess(process, ours, noise)
 
 
 def guess_framework(config_path: str, overrides: tuple[str, ...]) -> str:
-    """Which framework a job file names, by a look at its text. A wrong guess costs time, nothing else."""
+    """Which framework a job file names, or a script is written for, by a look at its text. A wrong guess costs time,
+    nothing else."""
+    named = r"^\s*framework\s*[:=]\s*['\"]?(torch|keras|numpy)"
     text = "\n".join(overrides)
+    if config_path.endswith(".py"):
+        from hvtrain.control import script
+
+        found = re.search(named, text, re.MULTILINE)
+        return found.group(1) if found else script.framework(config_path)
     try:
         with open(config_path, encoding="utf-8", errors="replace") as file:
             text += "\n" + file.read(1 << 16)
     except OSError:
         pass
-    return "keras" if re.search(r"^\s*framework\s*[:=]\s*['\"]?keras", text, re.MULTILINE) else "torch"
+    found = re.search(named, text, re.MULTILINE)
+    return found.group(1) if found else "torch"

@@ -94,7 +94,7 @@ def _of_job(state: State) -> Iterator[Wait]:
     if state.phase is Phase.GATHERING:
         yield Wait(state.since + limits.start, "slots")
     elif state.phase is Phase.ENDING:
-        yield Wait(state.since + (2 * limits.stop if state.killed else limits.stop), "end")
+        yield Wait(state.since + 2 * limits.stop if state.killed else ending.late_at(state), "end")
         if not state.dismissed:
             yield Wait(state.since + limits.replace, "end")
     elif state.phase is Phase.OPEN:

@@ -6,6 +6,7 @@ the object has                          a batch is
 ``__len__`` and ``__getitem__``         the collated samples, one call each
 ``__getitems__(indices)``               the same with one call for all; or the batch it returns
 ``sample(index, rng)``                  as the first, with a random generator for augmentation
+batches (`keras.utils.PyDataset`)       rows of its batches, see ``pydataset.py``
 nothing, it is arrays (`ArraySource`)   one gather per array
 ======================================  =====================================================
 """
@@ -85,7 +86,9 @@ def as_source(data: Any) -> Source:
 
     Raises SourceError, which says what was expected and what came.
     """
-    if isinstance(data, _Indexed) or _is_plain_array_source(data):
+    from hvtrain.data.pydataset import PyDatasetSource  # which is made of parts of this module
+
+    if isinstance(data, (_Indexed, PyDatasetSource)) or _is_plain_array_source(data):
         return data
     if _is_array(data):
         return ArraySource(data)
@@ -94,6 +97,8 @@ def as_source(data: Any) -> Source:
         return ArraySource(*data)
     if _qualified(type(data)) == "torch.TensorDataset" and len(tensors) > 1:
         return ArraySource(*tensors)  # the same batches, some 20 times faster
+    if "keras.PyDataset" in map(_qualified, type(data).__mro__):
+        return PyDatasetSource(data)
     _refuse_lookalikes(data)
     try:
         length = len(data)
@@ -245,10 +250,10 @@ def _refuse_lookalikes(data: Any) -> None:
         if _qualified(base) == "torch.DataLoader":
             raise SourceError("The data is a torch DataLoader. hvtrain batches, shuffles and splits over the "
                               "workers by itself: return the loader's .dataset.")
-        if _qualified(base) in ("keras.PyDataset", "tensorflow.DatasetV2"):
-            raise SourceError(f"The data is {_kind(data)}, which yields batches of its own. hvtrain batches "
-                              "by itself: return an object whose __getitem__(index) is one sample, or "
-                              "ArraySource(images, labels).")
+        if _qualified(base) == "tensorflow.DatasetV2":
+            raise SourceError(f"The data is {_kind(data)}, which has no index. hvtrain batches, shuffles and splits over "
+                              "the workers by itself: return an object whose __getitem__(index) is one sample, or "
+                              "ArraySource(images, labels); what the data set did with them can go into Task.pipeline.")
 
 
 def _takes_index_and_rng(method: Any) -> bool:

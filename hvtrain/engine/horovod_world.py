@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -85,7 +86,9 @@ class HorovodWorld:
 
     def close(self) -> None:
         self._hvd.shutdown()
-        self._under_way.clear()
+        for operation in list(self._under_way.values()):  # they have ended; the engine is to forget them, too
+            with suppress(RoundBroken):
+                self._ended(operation, 0)
 
     def _begun(self, operation: Operation) -> Operation:
         self._under_way[operation.ticket] = operation

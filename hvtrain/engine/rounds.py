@@ -23,6 +23,10 @@ def _binding(framework: str) -> tuple[ctypes.CDLL, Make]:
         from hvtrain.engine import horovod_tensorflow
 
         return horovod_tensorflow.library(), horovod_tensorflow.world
+    if framework == "numpy":
+        from hvtrain.engine import horovod_numpy
+
+        return horovod_numpy.library(), horovod_numpy.world
     raise EnvironmentNotReady(f"this version of hvtrain has no collective operations for {framework}.")
 
 

@@ -9,11 +9,12 @@ import os
 import shlex
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Awaitable, Callable
 
 from hvtrain.config import Job
+from hvtrain.config.loading import Given
 from hvtrain.chaos.plan import Plan
 from hvtrain.checkpoint.store import Store
 from hvtrain.control import auth
@@ -34,7 +35,8 @@ from hvtrain.saving import checkpoint_directory
 class JobLaunch:
     """A job that is about to run: ``workers`` on ``interface``, user code found from ``module_dir``.
 
-    ``faults`` is a plan of faults that it is to suffer; ``start`` counts the starts of the run.
+    ``faults`` is a plan of faults that it is to suffer; ``start`` counts the starts of the run; ``given`` is what a
+    script's job was told explicitly.
     """
 
     job: Job
@@ -44,6 +46,7 @@ class JobLaunch:
     command: str
     faults: Plan | None = None
     start: int = 1
+    given: Given = field(default_factory=Given)
 
     @property
     def digest(self) -> str:
@@ -55,13 +58,17 @@ class JobLaunch:
         """What this host's workers must know, of which there are ``workers_here``."""
         return Boot(job=self.job, coordinator=address, module_dir=self.module_dir,
                     run_dir=os.path.abspath(self.job.run.dir), threads=threads_each(self.job, workers_here),
-                    start=self.start, faults=self.faults.model_dump(mode="json") if self.faults is not None else None)
+                    start=self.start, faults=self.faults.model_dump(mode="json") if self.faults is not None else None,
+                    given=self.given)
 
 
-def prepare(job: Job, config_path: str, command: str, *, interface: str | None, faults: Plan | None = None) -> JobLaunch:
-    """Settle what the job file leaves open: ``interface`` is what another launcher has chosen."""
+def prepare(job: Job, config_path: str, command: str, *, interface: str | None, faults: Plan | None = None,
+            given: Given | None = None) -> JobLaunch:
+    """Settle what the job file (or script) at ``config_path`` leaves open: ``interface`` is what another launcher has
+    chosen."""
     return JobLaunch(job, job.launch.workers or 1, job.launch.interface or interface or network.loopback(),
-                     str(Path(config_path).resolve().parent), command, faults, RunDirectory(job.run.dir).starts() + 1)
+                     str(Path(config_path).resolve().parent), command, faults, RunDirectory(job.run.dir).starts() + 1,
+                     given or Given())
 
 
 def limits_of(job: Job) -> Limits:
@@ -73,7 +80,7 @@ def limits_of(job: Job) -> Limits:
         form=job.comm.timeout.seconds, step=None if elastic.step_timeout == "auto" else elastic.step_timeout.seconds,
         elastic=elastic.enabled, min_workers=elastic.min_workers, max_workers=elastic.max_workers,
         spares=elastic.spares, failures_per_step=elastic.max_failures_per_step,
-        losses_per_hour=elastic.max_losses_per_hour)
+        losses_per_hour=elastic.max_losses_per_hour, tail=job.task.script is not None)
 
 
 def threads_each(job: Job, workers_here: int) -> int:
@@ -96,7 +103,7 @@ async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordin
         token: the job's; a new one if None.
     """
     job = launch.job
-    reporter = Reporter(job, workers=launch.workers, command=launch.command)
+    reporter = Reporter(job, workers=launch.workers, command=launch.command, code=launch.module_dir)
     reporter.open()
     try:
         token = token or auth.new_token()

@@ -12,8 +12,8 @@ from typing import Any
 _PACKAGES = ("torch", "tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy", "safetensors", "pydantic", "aiohttp")
 
 
-def describe(command: str, workers: int) -> dict[str, Any]:
-    """Versions, machine and command of a run, JSON-able. Imports none of the packages."""
+def describe(command: str, workers: int, code: str = "") -> dict[str, Any]:
+    """Versions, machine and command of a run, JSON-able. ``code`` is where its task was found. Imports none of the packages."""
     from hvtrain import __version__
 
     packages = {}
@@ -24,4 +24,4 @@ def describe(command: str, workers: int) -> dict[str, Any]:
             continue
     return {"hvtrain": __version__, "python": platform.python_version(), "platform": platform.platform(),
             "packages": packages, "host": socket.gethostname(), "cpus": os.cpu_count(), "workers": workers,
-            "command": command, "executable": sys.executable}
+            "command": command, "code": code, "executable": sys.executable}

@@ -22,10 +22,11 @@ class Reporter:
         job: the resolved job.
         workers: how many workers the job was started with.
         command: how a user would start it again.
+        code: the directory in which the task was found, empty if that is not known.
     """
 
-    def __init__(self, job: Job, *, workers: int, command: str):
-        self._job, self._workers, self._command = job, workers, command
+    def __init__(self, job: Job, *, workers: int, command: str, code: str = ""):
+        self._job, self._workers, self._command, self._code = job, workers, command, code
         self.directory = RunDirectory(job.run.dir)
         self.console = consoles.choose(job.log.console)
         self.is_open = False
@@ -42,7 +43,7 @@ class Reporter:
         self.is_open = True
         write_atomically(self.directory.config,
                          f"# The job as it was resolved; started by: {self._command}\n{dump(self._job)}")
-        write_json(self.directory.environment, environment.describe(self._command, self._workers))
+        write_json(self.directory.environment, environment.describe(self._command, self._workers, self._code))
         self._events = JsonLines(self.directory.events)
         self._metrics = JsonLines(self.directory.metrics)
         self._sinks: list[Sink] = [self._metrics] if "jsonl" in self._job.log.sinks else []

@@ -23,10 +23,13 @@ SHORT = ("train.epochs=null", "train.steps=3", "log.every=1", "data.global_batch
 TINY = {  # what makes three steps and two evaluations cheap
     "charlm": ("task.args.context=16", "task.args.width=32", "task.args.heads=2", "task.args.layers=1",
                "task.args.write=8"),
+    "charlm_keras": ("task.args.context=16", "task.args.width=32", "task.args.heads=2", "task.args.layers=1",
+                     "task.args.write=8"),
     "custom": ("task.args.width=4",),
     "digits": (),
     "finetune": ("task.args.width=4", "task.args.train_fraction=0.5"),
     "mnist": ("data.micro_batch=3", "task.args.width=4"),
+    "mnist_keras": ("data.micro_batch=3", "task.args.width=4"),
 }
 
 
@@ -66,8 +69,10 @@ def test_there_is_a_test_for_every_example():
     assert {path.parent.name for path in EXAMPLES.glob("*/config.yaml")} == set(TINY)
 
 
-@pytest.mark.parametrize("example", ["charlm", "digits"])
+@pytest.mark.parametrize("example", ["charlm", "digits", "charlm_keras", "mnist_keras"])
 def test_example_trains_on_two_workers(example, tmp_path):
+    if example.endswith("_keras"):
+        pytest.importorskip("keras")
     train(tmp_path, example, workers=2)
     check(tmp_path / example)
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
-import signal
 import threading
 import time
 
@@ -16,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from hvtrain import ArraySource, Callback, Task
+from tests.support.happenings import Chain, Fault, claim
 
 if os.environ.get("TEST_START_THREAD"):  # what makes forking unsafe: a thread that importing this module starts
     threading.Thread(target=time.sleep, args=(3600,), daemon=True).start()
@@ -87,24 +85,6 @@ class Blobs(Task):
         return [Chain(), Ledger(self), Fault(self)]
 
 
-class Chain(Callback):
-    """A state that is right only if it has seen every step once and in order, on whatever rank."""
-
-    def __init__(self):
-        self.steps, self.digest = 0, ""
-
-    def on_step_end(self, moment):
-        self.steps += 1
-        link = f"{self.digest} {moment.step} {moment.metrics['loss']!r} {moment.metrics['lr']!r}"
-        self.digest = hashlib.sha256(link.encode()).hexdigest()
-
-    def state(self):
-        return {"steps": self.steps, "digest": self.digest}
-
-    def load_state(self, state):
-        self.steps, self.digest = state["steps"], state["digest"]
-
-
 class Ledger(Callback):
     """Writes one line per committed step: which samples this rank has used."""
 
@@ -121,46 +101,3 @@ class Ledger(Callback):
 
     def state(self):
         return {"seen": True}
-
-
-class Fault(Callback):
-    """Does what the task's ``fault`` says, at the end of its step."""
-
-    def __init__(self, task: Blobs):
-        self.task = task
-
-    def on_step_end(self, moment):
-        fault = self.task.fault
-        if fault is None or moment.rank != fault["rank"] or moment.step != fault["step"]:
-            return
-        if not claim(os.path.join(self.task.ledger, "fault.done"), fault.get("times", 1)):
-            return
-        kind = fault["kind"]
-        if kind == "kill":
-            os.kill(os.getpid(), signal.SIGKILL)
-        elif kind == "stop":
-            os.kill(os.getpid(), signal.SIGSTOP)
-        elif kind == "hang":
-            sleep_for_ever()
-        elif kind == "exit":
-            os._exit(17)
-        elif kind == "raise":
-            raise ValueError("a mistake in the user's code")
-        elif kind == "nan":
-            self.task.poison = True
-
-
-def sleep_for_ever() -> None:
-    """Its name is to be found in the stacks of who hangs here."""
-    time.sleep(3600)
-
-
-def claim(path: str, most: int) -> bool:
-    """Enter this process in a file of at most ``most`` processes; False if it is full."""
-    with open(path, "a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        if len(file.read().splitlines()) >= most:
-            return False
-        file.write(f"{os.getpid()}\n")
-    return True

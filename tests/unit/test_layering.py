@@ -26,8 +26,10 @@ LAYERS = (
      "hvtrain.control.messages", "hvtrain.control.process", "hvtrain.engine.handover"),
     ("hvtrain.adapters", "hvtrain.hybrid"),
     ("hvtrain.loop", "hvtrain.session", "hvtrain.saving", "hvtrain.evaluation", "hvtrain.progress", "hvtrain.meter",
-     "hvtrain.recovery", "hvtrain.keeping", "hvtrain.horizon", "hvtrain.timeline"),
+     "hvtrain.recovery", "hvtrain.keeping", "hvtrain.horizon", "hvtrain.timeline", "hvtrain.hosting"),
     ("hvtrain.control", "hvtrain.launch", "hvtrain.trainer", "hvtrain.drill"),
+    ("hvtrain.fitting",),
+    ("hvtrain.keras", "hvtrain.torch"),
     ("hvtrain.cli",),
 )
 USES = {  # within a layer: who may know whom
@@ -58,7 +60,8 @@ PURE = ("hvtrain.errors", "hvtrain.config", "hvtrain.data.sampler", "hvtrain.con
         "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.comm.loss_scale", "hvtrain.schedules", "hvtrain.callbacks",
         "hvtrain.failure",
         "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule", "hvtrain.control.messages", "hvtrain.control.tally")
-FRAMEWORK_USERS = ("hvtrain.adapters", "hvtrain.hybrid", "hvtrain.engine.horovod_", "hvtrain.engine.world", "hvtrain.data")
+FRAMEWORK_USERS = ("hvtrain.adapters", "hvtrain.hybrid", "hvtrain.engine.horovod_", "hvtrain.engine.world", "hvtrain.data",
+                   "hvtrain.keras", "hvtrain.torch")
 
 
 def modules():

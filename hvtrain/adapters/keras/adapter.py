@@ -13,10 +13,12 @@ import tensorflow as tf
 from hvtrain import probe, tracing
 from hvtrain.adapters import sharing
 from hvtrain.adapters.base import Reduced
-from hvtrain.adapters.keras import optimizers, variables as kinds
+from hvtrain.adapters.keras import optimizers, pipeline, refusals, variables as kinds
+from hvtrain.adapters.keras.batches import tensors
+from hvtrain.adapters.keras.calling import forward
 from hvtrain.adapters.keras.precision import Precision
 from hvtrain.adapters.keras.statistics import Statistics
-from hvtrain.adapters.keras.steps import Steps, tensors
+from hvtrain.adapters.keras.steps import Steps
 from hvtrain.adapters.keras.variables import Variables
 from hvtrain.checkpoint.blob import Blob
 from hvtrain.comm import flat
@@ -47,28 +49,31 @@ class KerasAdapter:
     def __init__(self, job: Job, task: Task, *, threads: int, local_rank: int = 0,
                  tick: Callable[[], None] = lambda: None):
         self._job, self._task, self._world, self._tick = job, task, SoloWorld(), tick
-        _take_devices(threads, local_rank)
+        self._stateful = getattr(task, "stateful_metrics", None)  # metrics that keep a state; see hvtrain.keras
+        take_devices(threads, local_rank)
 
     def build(self) -> None:
         job = self._job
         keras.utils.set_random_seed(job.run.seed % 2**32)
         self._precision = Precision(job.train.precision, job.train.loss_scale)
-        self._precision.adopt()
-        model = self._task.model()
+        with self._precision.policy():
+            model = self._task.model()
         if not isinstance(model, keras.Model):
             raise UserCodeError(f"Task.model gave a {type(model).__name__}; it must give a keras.Model")
         self.model = model
         self._overflow = False
-        if model.built:
+        if kinds.built(model):
             self._complete()
 
     def _complete(self) -> None:
         """Make what needs the model's variables."""
         job = self._job
+        refusals.check_model(self.model, job.train.precision)
         optimizers.freeze(self.model, job.optim)
         self._variables = Variables(self.model)
-        self.optimizer = optimizers.build(self._task, self._variables, job.optim)
-        self._rate = optimizers.Rate(self.optimizer, job.optim)
+        self.optimizer = optimizers.build(self._task, self._variables, job.optim, job.train.precision)
+        rescaled = job.elastic.on_resize == "keep_local_batch" and job.elastic.lr_scaling != "none"
+        self._rate = optimizers.Rate(self.optimizer, job.optim, rescaled)
         self._slots = optimizers.state(self.optimizer, self._variables)
         trainable = self._variables.trainable
         self._codec = EngineCodec(job.comm.codec)
@@ -86,27 +91,29 @@ class KerasAdapter:
     def warm_up(self, example: Callable[[], tuple[Any, int]]) -> None:
         batch, count = example()
         batch = tensors(batch)
-        if not self.model.built:
-            self._call_once(batch)
         if not hasattr(self, "_variables"):
+            self._call_once(batch)
             self._complete()
-        # A step of which nothing remains: it traces, and shows which variables the forward pass changes.
-        before = {name: kinds.array(v) for name, v in self._variables.others.items()}
+        # A step of which nothing remains.
+        before = {name: kinds.array(variable) for name, variable in self._variables.others.items()}
         self._steps.compute(batch, count, 0.0, 1.0, self._seeds(0, 0))
-        changed = [name for name, v in self._variables.others.items()
-                   if not np.array_equal(kinds.array(v), before[name], equal_nan=True)]
-        for name in changed:
+        for name in self._steps.changed:
             self._variables.others[name].assign(before[name])
-        self._statistics = Statistics(self._variables.statistics(changed, self._task.averaged_buffers))
+        self._statistics = Statistics(self._variables.statistics((), self._task.averaged_buffers))
         zeros = horovod_tensorflow.zeros if self._job.comm.shared_memory else None
         self._buckets = flat.FlatBuckets(self._shapes, self._plan, self._statistics.elements, codec=self._codec,
                                          zeros=zeros)
         self._buckets.use(self._world)
-        self._steps.trace_update()
+        self._steps.trace_update(self._buckets.views)
+        if self._stateful is not None:
+            self._stateful.build(forward(self._task, self.model, batch, False), batch)
 
     def _call_once(self, batch: Any) -> None:
-        inputs = self._task.inputs(batch)
-        self.model(**inputs) if isinstance(inputs, dict) else self.model(inputs)
+        """Have the model make what variables it does not make before its first call."""
+        keras.utils.set_random_seed(self._job.run.seed % 2**32)  # whatever has been drawn since
+        with self._precision.policy():
+            batch = pipeline.through(self._task, batch, "train", tf.zeros(2, tf.int32))
+            forward(self._task, self.model, batch, False)
 
     def join(self, world: World) -> None:
         self._world = world
@@ -172,7 +179,7 @@ class KerasAdapter:
         probe.reached("optimizer")
         # As PyTorch's adapter: the average forgets the initial weights quickly, however long its memory is later.
         decay = min(self._job.train.ema or 0.0, (1 + step) / (10 + step))
-        self._steps.update(self._buckets.views, decay)
+        self._steps.update(decay)
         if scale is not None:
             scale.good()
         self._statistics.adopt(self._buckets.statistics)
@@ -181,6 +188,8 @@ class KerasAdapter:
     def evaluate(self, batches: Iterable[tuple[Any, int]], ema: bool) -> Mapping[str, float]:
         sums: dict[str, float] = {}
         samples = 0
+        if self._stateful is not None:
+            self._stateful.reset()
         with self._averaged(ema):
             for batch, count in batches:
                 for name, value in self._steps.evaluate(tensors(batch), count).items():
@@ -188,7 +197,10 @@ class KerasAdapter:
                 samples += count
         names = sharing.share(self._world, sorted(sums), 0, "eval.names")
         *totals, count = self.total([sums.get(name, 0.0) for name in names] + [float(samples)], "eval.sums")
-        return {name: value / max(count, 1.0) for name, value in zip(names, totals)}
+        means = {name: value / max(count, 1.0) for name, value in zip(names, totals)}
+        if self._stateful is None:
+            return means
+        return {**means, **self._stateful.result(self.total(self._stateful.state(), "eval.stateful"))}
 
     @contextmanager
     def _averaged(self, wanted: bool) -> Iterator[None]:
@@ -219,7 +231,7 @@ class KerasAdapter:
 
     def scalars(self) -> dict[str, Any]:
         scale = self._precision.scale
-        values: dict[str, Any] = {"rate": self._rate.base}
+        values: dict[str, Any] = {"rate": self._rate.read()}
         return values if scale is None else {**values, "loss_scale": scale.export()}
 
     def restore(self, groups: Mapping[str, Mapping[str, Blob]], scalars: Mapping[str, Any]) -> None:
@@ -228,7 +240,7 @@ class KerasAdapter:
         for name, average in self._averages.items():
             # A run that switches the average on later starts it from the weights.
             average.assign(groups.get("ema", groups["model"])[name].to_numpy())
-        self._rate.base = scalars["rate"]
+        self._rate.take(scalars["rate"])
         if self._precision.scale is not None and "loss_scale" in scalars:
             self._precision.scale.restore(scalars["loss_scale"])
 
@@ -248,7 +260,7 @@ class KerasAdapter:
     def _seeds(self, step: int, micro_batch: int) -> np.ndarray:
         """A seed for each of the model's random generators, from (seed, step, rank, micro-batch)."""
         entropy = [self._job.run.seed, step, self._world.rank, micro_batch]
-        count = len(self._variables.seeds)
+        count = self._steps.seeds
         return np.random.SeedSequence(entropy).generate_state(2 * count, np.uint32).reshape(count, 2)
 
 
@@ -263,7 +275,7 @@ def _summable(name: str, variable: Any, job: Job) -> str:
     return dtype
 
 
-def _take_devices(threads: int, local_rank: int) -> None:
+def take_devices(threads: int, local_rank: int) -> None:
     """Have TensorFlow use ``threads`` threads, and one of the host's GPUs. Only before its first operation."""
     try:
         tf.config.threading.set_intra_op_parallelism_threads(threads)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+from typing import Iterator
+
 import keras
 
 from hvtrain.comm.loss_scale import LossScale
@@ -16,10 +19,16 @@ class Precision:
         self._policy = _POLICIES[name]
         self.scale = LossScale(loss_scale) if name == "fp16" else None
 
-    def adopt(self) -> None:
-        """Have layers that are built from now on compute in that format."""
-        if self._policy != "float32":  # what the task itself has set stays
+    @contextmanager
+    def policy(self) -> Iterator[None]:
+        """Within it, layers are made that compute in that format; with fp32, in what the task itself has set."""
+        before = keras.config.dtype_policy()
+        if self._policy != "float32":
             keras.config.set_dtype_policy(self._policy)
+        try:
+            yield
+        finally:
+            keras.config.set_dtype_policy(before)
 
     @property
     def factor(self) -> float:

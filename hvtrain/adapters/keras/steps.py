@@ -2,24 +2,29 @@
 
 ::
 
-    compute    seeds -> forward -> losses -> backward -+-> [g5 g4] ------> taken ---> reduced, while backward goes on
-                           |                           +-> [g3 g2 g1] ---> taken
-                           +-> "forward" is reached    +-> [g0] ---------> taken
+    compute    seeds -> pipeline -> forward -> losses -> backward -+-> [g5 g4] ------> taken ---> reduced, while
+                                       |                           +-> [g3 g2 g1] ---> taken    backward goes on
+                                       +-> "forward" is reached    +-> [g0] ---------> taken
     update     reduced gradients -> optimizer -> averages
 
-What is handed over in the middle of ``compute`` goes by ``tf.numpy_function``; with ``jit_compile`` all of it comes
-at the end.
+What is handed over in the middle of ``compute`` goes by ``tf.numpy_function``; where there is one bucket only, which
+nothing could go beside, and with ``jit_compile``, all of it comes at the end. Nothing is converted by AutoGraph, as in
+Keras's own ``fit``: converting took longer than all of the tracing.
 """
 
 from __future__ import annotations
 
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
 from hvtrain import probe
+from hvtrain.adapters.keras import graphs, pipeline
+from hvtrain.adapters.keras.batches import AnyBatch
+from hvtrain.adapters.keras.calling import forward
+from hvtrain.adapters.keras.traced import Traced, shared
 from hvtrain.adapters.keras.variables import Variables
 from hvtrain.comm.flat import Plan
 from hvtrain.errors import UserCodeError
@@ -28,152 +33,159 @@ from hvtrain.task import Task
 Take = Callable[[int, "np.ndarray | None"], None]
 
 
-def tensors(batch: Any) -> Any:
-    """A batch with every array in it as a TensorFlow tensor."""
-    return tf.nest.map_structure(
-        lambda part: part if isinstance(part, tf.Tensor) else tf.convert_to_tensor(np.asarray(part)), batch)
-
-
-def _signature(batch: Any) -> Any:
-    """Of any number of samples, and of any extent where a batch has come that differs."""
-    return tf.nest.map_structure(lambda part: tf.TensorSpec([None, *part.shape[1:]], part.dtype)
-                                 if part.shape.rank else tf.TensorSpec([], part.dtype), batch)
-
-
-class _AnyBatch:
-    """A traced function of a batch, traced once for batches of every size."""
-
-    def __init__(self, function: Callable[..., Any], others: Sequence[tf.TensorSpec]):
-        self._function, self._others = function, others
-        self._traced: list[tuple[Any, Any]] = []
-
-    def __call__(self, batch: Any, *others: Any) -> Any:
-        kind = _signature(batch)
-        for known, traced in self._traced:
-            if known == kind:
-                return traced(batch, *others)
-        traced = tf.function(self._function, input_signature=[kind, *self._others])
-        self._traced.append((kind, traced))
-        return traced(batch, *others)
-
-
 class Steps:
     """Traces what ``task`` says about ``model``.
 
     Args:
         take: called with the index of each trainable variable and its gradient, or None, from any thread.
         jit: compile forward and backward with XLA.
+
+    Tracing raises UserCodeError for what cannot be done exactly: see :mod:`hvtrain.adapters.keras.graphs`, and
+    :meth:`hvtrain.adapters.keras.variables.Variables.statistics`.
     """
 
     def __init__(self, task: Task, model: keras.Model, variables: Variables, optimizer: keras.optimizers.Optimizer,
                  plan: Plan, take: Take, averages: Sequence[tuple[tf.Variable, tf.Variable]], jit: bool):
-        self._task, self._model, self._optimizer = task, model, optimizer
+        self._task, self._model, self._variables, self._optimizer = task, model, variables, optimizer
         self._trainable = list(variables.trainable.values())
-        self._seeds, self._plan, self._take, self._averages, self._jit = variables.seeds, plan, take, averages, jit
+        self._plan, self._take, self._averages, self._jit = plan, take, averages, jit
+        self._at_the_end = jit or len(plan) == 1
         self._error: BaseException | None = None
-        number = tf.TensorSpec([], tf.float32)
-        self._compute = _AnyBatch(self._compute_graph, [
-            number, number, number, tf.TensorSpec([len(self._seeds), 2], tf.uint32)])
-        self._evaluate = _AnyBatch(self._evaluate_graph, [number])
-        self._update = tf.function(self._update_graph)
+        self.changed: set[str] = set()
+        """Names of the variables that forward passes change."""
+        self.seeds = len(variables.seeds) + 1
+        """How many seeds a step takes: one for each generator of the model, and one for the pipeline."""
+        self.compute_graphs = AnyBatch(
+            self._compute_graph, [tf.TensorSpec([3], tf.float32), tf.TensorSpec([self.seeds, 2], tf.uint32)],
+            self._inspect)
+        self.evaluate_graphs = AnyBatch(self._evaluate_graph, [tf.TensorSpec([], tf.float32)])
+        self._update: Traced | None = None
 
     def compute(self, batch: Any, count: int, share: float, factor: float, seeds: np.ndarray) -> float:
         """Forward and backward; gradients of ``share * factor`` times the batch's summed loss are taken on the way.
 
-        ``seeds`` are those of the random generators, shape (G, 2), uint32. Returns the summed loss, regularisation
-        included. Raises whatever ``take`` raised.
+        ``seeds`` are those of the random generators, shape (``self.seeds``, 2), uint32. Returns the summed loss,
+        regularisation included. Raises whatever ``take`` raised, and UserCodeError for losses of a wrong shape.
         """
         self._error = None
         try:
-            value = self._compute(batch, np.float32(count), np.float32(share), np.float32(factor), seeds)
-        except tf.errors.OpError:
+            result, gradients = self.compute_graphs(batch, tf.constant([count, share, factor], tf.float32),
+                                                    tf.convert_to_tensor(seeds))
+        except tf.errors.OpError as error:
             if self._error is None:
-                raise
+                raise _account(error, "the training step") from error
         if self._error is not None:
             raise self._error
-        return float(value)
+        value, number = result.numpy().tolist()
+        _check_number(f"Task.loss gave {number:g} losses", number, count)
+        for bucket in self._plan if self._at_the_end else ():
+            for slot in bucket.slots:
+                gradient = gradients[slot.index]
+                self._take(slot.index, None if gradient is None else gradient._numpy())
+        return value
 
-    def update(self, gradients: Sequence[np.ndarray], decay: float) -> None:
+    def trace_update(self, gradients: Sequence[np.ndarray]) -> None:
+        """Trace :meth:`update`, without doing it. ``gradients`` are where it will find them, the same in every step."""
+        self._gradients = [(gradient, shared(gradient)) for gradient in gradients]
+        self._update = Traced(self._update_graph, [[tf.TensorSpec(v.shape, v.dtype) for v in self._trainable],
+                                                   tf.TensorSpec([], tf.float32)])
+
+    def update(self, decay: float) -> None:
         """Take an optimizer step, and move the averages towards the weights by ``1 - decay``."""
-        self._update([tf.convert_to_tensor(g) for g in gradients], np.float32(decay))
-
-    def trace_update(self) -> None:
-        """Trace :meth:`update`, without doing it."""
-        self._update.get_concrete_function([tf.TensorSpec(v.shape, v.dtype) for v in self._trainable],
-                                           tf.TensorSpec([], tf.float32))
+        assert self._update is not None
+        self._update(*(tf.convert_to_tensor(array) if tensor is None else tensor for array, tensor in self._gradients),
+                     tf.constant(decay, tf.float32))
 
     def evaluate(self, batch: Any, count: int) -> dict[str, float]:
         """Loss and metrics of a batch, each summed over its samples."""
-        return {name: float(value) for name, value in self._evaluate(batch, np.float32(count)).items()}
+        try:
+            results = self.evaluate_graphs(batch, tf.constant(count, tf.float32))
+        except tf.errors.OpError as error:
+            raise _account(error, "the evaluation") from error
+        sums = {}
+        for name, result in results.items():
+            sums[name], number = result.numpy().tolist()
+            _check_number(f"Task.loss gave {number:g} losses" if name == "loss" else
+                          f"Task.metrics gave {number:g} values for {name!r}", number, count)
+        return sums
 
     # Graphs ----------------------------------------------------------------------------------------------
-    def _compute_graph(self, batch: Any, count: tf.Tensor, share: tf.Tensor, factor: tf.Tensor, seeds: tf.Tensor) -> tf.Tensor:
-        for number, variable in enumerate(self._seeds):
+    def _compute_graph(self, batch: Any, numbers: tf.Tensor, seeds: tf.Tensor) -> tuple[tf.Tensor, list]:
+        for number, variable in enumerate(self._variables.seeds):
             variable.assign(seeds[number])
-        inner = tf.function(self._backward, jit_compile=True) if self._jit else self._backward
-        value, gradients = inner(batch, count, share, factor)
+        batch = pipeline.through(self._task, batch, "train", tf.bitcast(seeds[-1], tf.int32))
+        inner = tf.function(self._backward, jit_compile=True, autograph=False) if self._jit else self._backward
+        value, number, gradients = inner(batch, *tf.unstack(numbers))
         if self._jit:
             self._call(lambda value: probe.reached("forward"), [value])
+        if self._at_the_end:
+            return tf.stack([value, number]), gradients
         for bucket in self._plan:
             self._hand_over([(slot.index, gradients[slot.index]) for slot in bucket.slots])
-        return value
+        return tf.stack([value, number]), []
 
-    def _backward(self, batch: Any, count: tf.Tensor, share: tf.Tensor, factor: tf.Tensor) -> tuple[tf.Tensor, list]:
+    def _backward(self, batch: Any, count: tf.Tensor, share: tf.Tensor,
+                  factor: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, list]:
         with tf.GradientTape() as tape:
-            value = tf.reduce_sum(self._losses(self._outputs(batch, True), batch, count))
-            if self._model.losses:  # of the whole batch; every rank adds its share
-                value += tf.cast(tf.add_n(self._model.losses), tf.float32) * count
+            losses, number = self._losses(forward(self._task, self._model, batch, True), batch, count)
+            value = tf.reduce_sum(losses)
+            for loss in self._model.losses:  # regularisation, of the whole batch; every rank adds its share
+                value += tf.reduce_sum(tf.cast(loss, tf.float32)) * count
             if not self._jit:
                 self._call(lambda value: probe.reached("forward"), [value])
             scaled = value * share * factor
         gradients = tape.gradient(scaled, [variable.value for variable in self._trainable])
-        return value, [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+        return value, number, [None if g is None else tf.convert_to_tensor(g) for g in gradients]
+
+    def _inspect(self, graph: Any) -> None:
+        """Refuse a training step that would not be the same if it were done again, or on another rank."""
+        graphs.check_randomness(graph)
+        seeds = {f"seed {number}": variable for number, variable in enumerate(self._variables.seeds)}
+        changed = graphs.changed(graph, {**self._variables.weights, **seeds})
+        self._variables.check_complete(self._model)
+        self.changed.update(name for name in changed if name not in seeds)
+        self._variables.statistics(sorted(self.changed), self._task.averaged_buffers)
 
     def _update_graph(self, gradients: Sequence[tf.Tensor], decay: tf.Tensor) -> None:
         self._optimizer.apply(list(gradients), self._trainable)
         for average, variable in self._averages:
-            average.assign_add((variable.value - average) * (1 - decay))
+            average.assign_add((variable.value - average) * tf.cast(1 - decay, average.dtype))
 
     def _evaluate_graph(self, batch: Any, count: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = self._outputs(batch, False)
-        losses = self._losses(outputs, batch, count)
-        values = {"loss": losses if losses.shape.rank else losses / count}  # one for all: the mean again
-        values |= {name: tf.convert_to_tensor(value) for name, value in self._task.metrics(outputs, batch).items()}
-        return {name: self._sum(name, value, count) for name, value in values.items()}
+        batch = pipeline.through(self._task, batch, "eval", tf.zeros(2, tf.int32))
+        outputs = forward(self._task, self._model, batch, False)
+        stateful = getattr(self._task, "stateful_metrics", None)
+        if stateful is not None:
+            stateful.update(outputs, batch)
+        losses, number = self._losses(outputs, batch, count)
+        values = {"loss": tf.stack([tf.reduce_sum(tf.cast(losses, tf.float64)), tf.cast(number, tf.float64)])}
+        return values | {name: self._sum(name, tf.convert_to_tensor(value), count)
+                         for name, value in self._task.metrics(outputs, batch).items()}
 
     # Parts of them -----------------------------------------------------------------------------------------
-    def _outputs(self, batch: Any, training: bool) -> Any:
-        inputs = self._task.inputs(batch)
-        if isinstance(inputs, dict) and not isinstance(self._model, keras.Sequential) and not _takes_dict(self._model):
-            return self._model(**inputs, training=training)
-        return self._model(inputs, training=training)
-
-    def _losses(self, outputs: Any, batch: Any, count: tf.Tensor) -> tf.Tensor:
-        """One for each sample, or their sum."""
+    def _losses(self, outputs: Any, batch: Any, count: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One for each sample, or their sum; and how many there are."""
         losses = self._task.loss(outputs, batch)
         if not tf.is_tensor(losses):
             raise UserCodeError(f"Task.loss gave a {type(losses).__name__}; it must give a tensor")
         losses = tf.cast(losses, tf.float32)  # before they are added up
         if losses.shape.rank == 0:
-            return losses * count
+            return losses * count, count
         if losses.shape.rank != 1:
-            raise UserCodeError(f"Task.loss gave shape {tuple(losses.shape)}; it must give one loss per sample, shape "
+            raise UserCodeError(f"Task.loss gave shape {losses.shape}; it must give one loss per sample, shape "
                                 "(B,), or their mean, a scalar. With Keras's losses: reduction='none', then the mean "
                                 "over what belongs to one sample")
-        tf.debugging.assert_equal(tf.shape(losses)[0], tf.cast(count, tf.int32),
-                                  "Task.loss gave another number of losses than there are samples in the batch")
-        return losses
+        return losses, tf.cast(tf.size(losses), tf.float32)
 
     def _sum(self, name: str, value: tf.Tensor, count: tf.Tensor) -> tf.Tensor:
-        value = tf.cast(value, tf.float64)
+        """Of a metric: the sum over the samples, and their number."""
+        value, count = tf.cast(value, tf.float64), tf.cast(count, tf.float64)
         if value.shape.rank == 0:
-            return value * tf.cast(count, tf.float64)
+            return tf.stack([value * count, count])
         if value.shape.rank != 1:
-            raise UserCodeError(f"Task.metrics gave {name!r} with shape {tuple(value.shape)}; it must be one value per "
+            raise UserCodeError(f"Task.metrics gave {name!r} with shape {value.shape}; it must be one value per "
                                 "sample, shape (B,), or a scalar mean")
-        tf.debugging.assert_equal(tf.shape(value)[0], tf.cast(count, tf.int32),
-                                  f"Task.metrics gave another number of values for {name!r} than there are samples")
-        return tf.reduce_sum(value)
+        return tf.stack([tf.reduce_sum(value), tf.cast(tf.size(value), tf.float64)])
 
     def _hand_over(self, bucket: Sequence[tuple[int, tf.Tensor | None]]) -> None:
         there = [(index, gradient) for index, gradient in bucket if gradient is not None]
@@ -200,6 +212,13 @@ class Steps:
         tf.numpy_function(guarded, list(inputs), tf.int8)
 
 
-def _takes_dict(model: keras.Model) -> bool:
-    """Whether a functional model was built on a dictionary of inputs."""
-    return isinstance(getattr(model, "_inputs_struct", None), dict)
+def _account(error: tf.errors.OpError, where: str) -> UserCodeError:
+    """What went wrong in a graph, in one sentence; the lines of code that it comes from go into the traceback."""
+    said = [line for line in error.message.splitlines() if line.strip() and "{{node" not in line]
+    return UserCodeError(f"{where} failed in its graph: {type(error).__name__}: {said[-1] if said else ''}", str(error))
+
+
+def _check_number(what: str, number: float, count: int) -> None:
+    if number != count:
+        raise UserCodeError(f"{what} for a batch of {count} samples; it must be one per sample, or their mean, a "
+                            "scalar")

@@ -1,4 +1,10 @@
-"""Which variable of a Keras model is what, under names that do not depend on what was built before."""
+"""Which variable of a Keras model is what, under names that do not depend on what was built before.
+
+A name is the variable's path in the model, as Keras has it (``variable.path``): ``sequential/dense/kernel``. Names that
+Keras itself gives to layers (``dense_7``) are counted over everything that a process has built; here they are counted
+over the model alone, in its own order: ``dense``, ``dense_1``, ... A path that occurs twice gets ``~2``. Slots of the
+optimizer are ``variable/slot`` (``sequential/dense/kernel/momentum``); see optimizers.py.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ from typing import Any, Iterable, Mapping, Sequence
 
 import keras
 import numpy as np
+from keras.src.random.seed_generator import global_seed_generator  # it has no public name (Keras 3.15)
 
 from hvtrain.checkpoint.blob import Blob
 from hvtrain.errors import CheckpointDamaged, UserCodeError
@@ -18,6 +25,11 @@ _NORMAL = (keras.layers.BatchNormalization,)
 
 def _layers(model: keras.Model) -> list[Any]:
     return list(model._flatten_layers())
+
+
+def built(model: keras.Model) -> bool:
+    """Whether all variables are there already; the rest comes with the first call."""
+    return all(layer.built for layer in _layers(model))
 
 
 def _snake(name: str) -> str:
@@ -42,8 +54,9 @@ def _renamed(layers: Iterable[Any]) -> dict[str, str]:
 class Variables:
     """The variables of a built ``model`` by stable name, each once.
 
-    ``trainable`` are those that gradients are for; ``seeds`` the states of random number generators, which are set
-    anew in every step; ``others`` all the rest: statistics of normalisation layers, frozen weights, counters.
+    ``trainable`` are those that gradients are for; ``seeds`` the states of random number generators, Keras's global one
+    included, which are set anew in every step; ``others`` all the rest: statistics of normalisation layers, frozen
+    weights, counters.
     """
 
     def __init__(self, model: keras.Model):
@@ -62,12 +75,21 @@ class Variables:
             self.names[id(variable)] = name
         self.trainable = self._named(model.trainable_variables)
         self.seeds = [v for v in model.non_trainable_variables if v.path.endswith(_SEED)]
+        self.seeds.append(global_seed_generator().state)  # of what draws without a generator of its own
         seeds = {id(variable) for variable in self.seeds}
         trainable = {id(variable) for variable in self.trainable.values()}
         self.others = {name: v for name, v in self._named(model.variables).items()
                        if id(v) not in seeds and id(v) not in trainable}
         self.weights = {**self.trainable, **self.others}
         self._normal = {id(v) for layer in layers if isinstance(layer, _NORMAL) for v in layer.non_trainable_variables}
+
+    def check_complete(self, model: keras.Model) -> None:
+        """Raise UserCodeError if ``model`` has made further variables since."""
+        new = [variable.path for variable in model.variables if id(variable) not in self.names]
+        if new:
+            raise UserCodeError(f"the model made the variables {', '.join(map(repr, new[:3]))} in its first training "
+                                "step, after the optimizer's were made. Make them in build(), or in __init__ of their "
+                                "layer")
 
     def statistics(self, changed: Sequence[str], patterns: Sequence[str]) -> dict[str, Any]:
         """Of ``others``, what is averaged over the ranks: what normalisation layers keep, and what ``patterns`` match.
@@ -78,11 +100,16 @@ class Variables:
         found = {name: v for name, v in self.others.items() if _floating(v) and (
             id(v) in self._normal or any(fnmatchcase(name, pattern) for pattern in patterns))}
         for name in changed:
+            if name in self.trainable:
+                raise UserCodeError(f"the forward pass changes the trainable variable {name!r}, which only the "
+                                    "optimizer may: a step that a lost worker breaks off must leave the weights as "
+                                    "they were")
             if name not in found:
                 dtype = self.others[name].dtype
-                remedy = (f"Have it averaged: averaged_buffers = [{name!r}] in your Task" if _floating(self.others[name])
-                          else f"It holds {dtype}, which cannot be averaged: make it a floating-point variable")
-                raise UserCodeError(f"the forward pass changed the variable {name!r}, which only normalisation layers' "
+                remedy = (f"Have it averaged: averaged_buffers = [{name!r}] in your Task"
+                          if _floating(self.others[name]) else
+                          f"It holds {dtype}, which cannot be averaged: make it a floating-point variable")
+                raise UserCodeError(f"the forward pass changes the variable {name!r}, which only normalisation layers' "
                                     "variables may without further notice, because the ranks' copies would drift "
                                     f"apart. {remedy}")
         return found
@@ -111,7 +138,8 @@ def restore(variables: Mapping[str, Any], blobs: Mapping[str, Blob], what: str) 
     if missing or foreign:
         raise CheckpointDamaged(
             f"the checkpoint does not fit this {what}: it lacks {missing[:3] or 'nothing'} and has "
-            f"{foreign[:3] or 'nothing'} beside. Was task.args changed since? Start over with checkpoint.resume=never, or undo the change")
+            f"{foreign[:3] or 'nothing'} beside. Was task.args changed since? Start over with checkpoint.resume=never, "
+            "or undo the change")
     for name, variable in variables.items():
         if tuple(variable.shape) != blobs[name].shape:
             raise CheckpointDamaged(f"the checkpoint's {name!r} has shape {blobs[name].shape}, the model's "

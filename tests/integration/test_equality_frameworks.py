@@ -1,0 +1,66 @@
+"""One task in three frameworks: the same losses, step by step, alone and on three workers."""
+
+from __future__ import annotations
+
+import pytest
+
+from hvtrain.checkpoint import Store
+from tests.support import digits
+from tests.support.conformance import FRAMEWORKS, load
+from tests.support.runs import Run
+
+STEPS = 50
+SETTINGS = ("train.epochs=null", f"train.steps={STEPS}", "optim={name: sgd, lr: 0.1}", "data.global_batch=64",
+            "elastic.replace_timeout=60s")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """``trained(framework, workers)``: a run that is over; each is made once."""
+    runs = {}
+
+    def run(framework: str, workers: int, name: str = "run", **more) -> Run:
+        key = framework, workers, name
+        if key not in runs:
+            runs[key] = Run(tmp_path_factory.mktemp(f"{framework}-{workers}"), name)
+            target = f"{digits.__name__}.in_{framework}:Digits"
+            runs[key].run(*SETTINGS, f"framework={framework}", f"task.target={target}", workers=workers, **more)
+        return runs[key]
+
+    return run
+
+
+def curve(run: Run, workers: int) -> list[float]:
+    records = [record for record in run.records("metrics.jsonl") if record["kind"] == "train"]
+    assert [record["step"] for record in records] == list(range(1, STEPS + 1))
+    assert {record["world_size"] for record in records} == {workers}
+    return [record["loss"] for record in records]
+
+
+def weights(run: Run, framework: str):
+    store = Store(run.dir / "checkpoints")
+    return load(framework).module.read(store.read(store.newest_sound()).groups["model"])
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_all_frameworks_follow_the_same_curve(trained, framework, workers):
+    """Stochastic gradient descent from equal weights, on the same samples: to 1e-4 for 50 steps."""
+    reference, run = trained("numpy", 1), trained(framework, workers)
+    wanted = curve(reference, 1)
+    assert wanted[0] > 2 and sum(wanted[-5:]) / 5 < 1.6, "it learns"
+    assert curve(run, workers) == pytest.approx(wanted, abs=1e-4)
+    found = weights(run, framework)
+    for name, array in weights(reference, "numpy").items():
+        assert found[name] == pytest.approx(array, abs=1e-4), name
+
+
+def test_the_reference_survives_its_workers(trained):
+    """Elasticity is the loop's: an adapter that keeps to the protocol has it."""
+    calm = trained("numpy", 3)
+    torn = trained("numpy", 3, "torn", faults=[{"kind": "kill", "step": 12, "phase": "bucket", "rank": 1},
+                                               {"kind": "kill", "step": 30, "phase": "optimizer", "rank": 0}])
+    assert len(torn.struck()) == len(torn.events("worker_lost")) == 2
+    losses = torn.losses()  # without the lines that rank 0 had not sent when it died
+    assert len(losses) > STEPS - 5 and losses.items() <= calm.losses().items()
+    assert torn.digest() == calm.digest()
