@@ -34,10 +34,12 @@ from hvtrain.engine.edits_host import HOST_EDITS
 from hvtrain.engine.edits_idle import IDLE_EDITS
 from hvtrain.engine.edits_mesh import MESH_EDITS
 from hvtrain.engine.edits_pairs import PAIR_EDITS
+from hvtrain.engine.edits_queue import QUEUE_EDITS
 from hvtrain.engine.edits_rounds import ROUND_EDITS
 
 EDITS: tuple[Change, ...] = (
     *ROUND_EDITS,
+    *QUEUE_EDITS,
     *CUT_EDITS,
     *MESH_EDITS,
     *PAIR_EDITS,
