@@ -156,7 +156,8 @@ def machine() -> dict[str, Any]:
 
 def versions(machine: dict[str, Any], framework: str) -> str:
     """The versions in :func:`machine` that matter to who uses ``framework``."""
-    return ", ".join(f"{name} {machine[name]}" for name in {"torch": ["torch"], "keras": ["tensorflow", "keras"]}[framework])
+    names = ["tensorflow", "keras"] if framework == "keras" else ["torch"]
+    return ", ".join(f"{name} {machine[name]}" for name in names)
 
 
 def _tool(name: str) -> str:

@@ -38,7 +38,7 @@ ENDLESS = 1_000_000
 class Setup:
     """What all contestants train. ``batch`` is per worker, ``period`` the seconds of a step.
 
-    ``overrides``, ``phase`` and ``framework`` are for hvtrain; ``stock`` is a Python that has Horovod as it was released.
+    ``overrides``, ``phase``, ``framework`` are for hvtrain; ``stock`` is a Python that has Horovod as it was released.
     """
 
     workload: str
@@ -67,7 +67,8 @@ def command(kind: str, setup: Setup, steps: int, folder: Path) -> list[str]:
     module = {"torch": "recovery_task", "keras": "keras_task"}[setup.framework]
     optim = [f"optim.{key}={value}" for key, value in load.settings.items()]
     return [sys.executable, "-m", "hvtrain.cli.main", "run", str(HERE / "job.yaml"), "-np", str(setup.workers),
-            f"run.dir={folder / 'run'}", f"framework={setup.framework}", f"task.target={module}:Paced", f"task.args.workload={setup.workload}",
+            f"run.dir={folder / 'run'}", f"framework={setup.framework}", f"task.target={module}:Paced",
+            f"task.args.workload={setup.workload}",
             f"train.steps={steps}", f"data.global_batch={setup.batch * setup.workers}", f"optim.name={load.optim}",
             *optim, f"checkpoint.every={steps} steps", *setup.overrides]
 

@@ -1,4 +1,4 @@
-"""What every worker of hvtrain's jobs in recovery.py does, whatever the framework: log its steps, die where it is told to."""
+"""What every worker of hvtrain's jobs in recovery.py does: log its steps, die where it is told to."""
 
 from __future__ import annotations
 

@@ -6,8 +6,8 @@
        |                    +-- the import raises: all of it goes to the console after all
        +-- the warm process dies of the import: the starter has the file, and shows its end
 
-TensorFlow tells of processor instructions, of missing GPUs and of its own logging in each process that imports it. Descriptor 2
-itself is led elsewhere, because most of that is written by C++.
+TensorFlow tells of processor instructions, of missing GPUs and of its own logging in each process that imports it.
+Descriptor 2 itself is led elsewhere, because most of that is written by C++.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Noise:
 
     @contextmanager
     def caught(self) -> Iterator[None]:
-        """Within this context standard error is written to the file, and shown only if the context ends by an exception."""
+        """Within this context standard error is written to the file, and shown only if it ends by an exception."""
         sys.stderr.flush()
         begin, console, failed = os.lseek(self._fd, 0, os.SEEK_END), os.dup(2), True
         os.dup2(self._fd, 2)

@@ -31,7 +31,7 @@ from hvtrain.control.noise import Noise
 
 
 class Warm:
-    """The warm process's loop. ``pair`` is its end of the socket pair; ``noise`` takes what importing a framework writes."""
+    """The warm process's loop. ``pair`` is its end of the socket pair; ``noise`` takes what an import writes."""
 
     def __init__(self, pair: socket.socket, noise: Noise):
         self._pair, self._noise = pair, noise
@@ -163,7 +163,7 @@ class Warm:
 
 
 def main() -> None:
-    """``python -m hvtrain.control.warm FD PARENT_PID FRAMEWORK NOISE``: serve on the inherited socket FD; NOISE is a file."""
+    """``python -m hvtrain.control.warm FD PARENT_PID FRAMEWORK NOISE``: serve on the socket FD; NOISE is a file."""
     process.die_with_parent(int(sys.argv[2]))
     process.set_name("hvtrain-warm")
     from hvtrain.adapters import import_framework
