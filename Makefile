@@ -16,8 +16,8 @@ demo: setup
 
 test:
 	@PYTHON=$(PYTHON) scripts/setup.sh test
-	$(PYTEST) tests/unit $(ARGS)
-	$(PYTEST) tests --ignore=tests/unit $(ARGS)
+	$(PYTEST) -n 2 --dist loadfile tests/unit tests/conformance $(ARGS)
+	$(PYTEST) tests/integration tests/faults $(ARGS)
 
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .hypothesis

@@ -132,7 +132,7 @@ def test_a_full_disk_is_said_clearly_and_older_checkpoints_stay(run, tmp_path):
     (("task.target=nowhere:Task",), 2, "names the module 'nowhere'"),
     (("task.target=tasks:Blob",), 2, "has no 'Blob'"),
     (("task.args.colour=red",), 2, "task.args do not fit"),
-    (("framework=keras",), 3, "keras"),
+    (("framework=keras",), 1, "must give a keras.Model"),
     (("checkpoint.resume=/nowhere",), 4, "does not exist"),
     (("launch.interface=nonet0",), 3, "nonet0"),
     (("optim.groups=[{params: 'backbone.*', freeze: true}]",), 2, "matches no parameter"),
