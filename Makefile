@@ -1,5 +1,5 @@
 PYTHON ?= python3
-PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest
+PYTEST = OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n 2 --dist loadfile
 
 help:
 	@echo "make demo    set up PyTorch and the engine in .venv, train the MNIST example"
@@ -16,7 +16,7 @@ demo: setup
 
 test:
 	@PYTHON=$(PYTHON) scripts/setup.sh test
-	$(PYTEST) -n 2 --dist loadfile tests/unit tests/conformance $(ARGS)
+	$(PYTEST) tests/unit tests/conformance $(ARGS)
 	$(PYTEST) tests/integration tests/faults $(ARGS)
 
 clean:

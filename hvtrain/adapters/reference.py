@@ -163,11 +163,7 @@ class ReferenceAdapter:
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + _sum(name, value, count)
                 samples += count
-        # Sums and numbers of samples are added up, not means: so shares of any size give the same result. A rank
-        # without samples has found no names; the first rank has some, if any has.
-        names = sharing.share(self._world, sorted(sums), 0, "eval.names")
-        *totals, count = self.total([sums.get(name, 0.0) for name in names] + [float(samples)], "eval.sums")
-        return {name: value / max(count, 1.0) for name, value in zip(names, totals)}
+        return sharing.means(self._world, sums, samples)
 
     @contextmanager
     def _averaged(self, wanted: bool) -> Iterator[None]:

@@ -76,3 +76,14 @@ def total(world: World, values: Sequence[float], name: str) -> list[float]:
     vector = np.array(values, np.float64)
     world.wait(world.sum_async(vector, name))
     return vector.tolist()
+
+
+def means(world: World, sums: Mapping[str, float], samples: int) -> dict[str, float]:
+    """``sums`` over each rank's ``samples``, as means over those of all ranks.
+
+    Sums and numbers of samples are added up, not means: so shares of any size give the same result. A rank without
+    samples has found no names; the first rank has some, if any has.
+    """
+    names = share(world, sorted(sums), 0, "eval.names")
+    *totals, count = total(world, [sums.get(name, 0.0) for name in names] + [float(samples)], "eval.sums")
+    return {name: value / max(count, 1.0) for name, value in zip(names, totals)}

@@ -7,7 +7,10 @@ the step is left out and the scale is halved; after ``GROWTH_INTERVAL`` good ste
 
 from __future__ import annotations
 
-from typing import Any, Mapping
+import math
+from typing import Any, Callable, Mapping
+
+from hvtrain.errors import Diverged
 
 INITIAL = 2.0**16
 GROWTH_INTERVAL = 2000
@@ -22,6 +25,19 @@ class LossScale:
 
     def __init__(self, value: float = INITIAL):
         self.value, self._good = value, 0
+
+    def overflown(self, loss: float, finite: Callable[[], bool]) -> bool:
+        """Whether half precision was too narrow for a step: its reduced ``loss``, or gradients, are not ``finite``.
+
+        Raises:
+            Diverged: they are not, however small the scale is.
+        """
+        if math.isfinite(loss) and finite():
+            return False
+        if self.exhausted:
+            raise Diverged("the gradients are not finite, however small the loss scale. Nothing of this step was "
+                           "applied. Set train.precision=bf16 or fp32, lower optim.lr, or look at the data")
+        return True
 
     def good(self) -> None:
         """A step was applied."""

@@ -142,18 +142,9 @@ class KerasAdapter:
         except RoundBroken:
             self._statistics.put_back()
             raise
-        self._overflow = self._overflown(summed)
-        return Reduced(summed / total, flags_sum, waited, hidden, self._overflow)
-
-    def _overflown(self, loss: float) -> bool:
-        """Whether half precision was too narrow; what all ranks see alike, because it was reduced."""
         scale = self._precision.scale
-        if scale is None or (math.isfinite(loss) and self._buckets.finite()):
-            return False
-        if scale.exhausted:
-            raise Diverged("the gradients are not finite, however small the loss scale. Nothing of this step was "
-                           "applied. Set train.precision=bf16 or fp32, lower optim.lr, or look at the data")
-        return True
+        self._overflow = scale is not None and scale.overflown(summed, self._buckets.finite)
+        return Reduced(summed / total, flags_sum, waited, hidden, self._overflow)
 
     def apply(self, step: int, factor: float) -> Mapping[str, float]:
         assert self._buckets is not None
@@ -195,9 +186,7 @@ class KerasAdapter:
                 for name, value in self._steps.evaluate(tensors(batch), count).items():
                     sums[name] = sums.get(name, 0.0) + value
                 samples += count
-        names = sharing.share(self._world, sorted(sums), 0, "eval.names")
-        *totals, count = self.total([sums.get(name, 0.0) for name in names] + [float(samples)], "eval.sums")
-        means = {name: value / max(count, 1.0) for name, value in zip(names, totals)}
+        means = sharing.means(self._world, sums, samples)
         if self._stateful is None:
             return means
         return {**means, **self._stateful.result(self.total(self._stateful.state(), "eval.stateful"))}

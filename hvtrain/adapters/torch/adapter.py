@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from contextlib import nullcontext
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
@@ -119,18 +118,9 @@ class TorchAdapter:
             self._statistics.put_back()
             raise
         self._statistics.check_others()
-        self._overflow = self._overflown(summed)
-        return Reduced(summed / total, flags_sum, waited, hidden, self._overflow)
-
-    def _overflown(self, loss: float) -> bool:
-        """Whether half precision was too narrow; what all ranks see alike, because it was reduced."""
         scale = self._precision.scale
-        if scale is None or (math.isfinite(loss) and self._gradients.finite()):
-            return False
-        if scale.exhausted:
-            raise Diverged("the gradients are not finite, however small the loss scale. Nothing of this step was "
-                           "applied. Set train.precision=bf16 or fp32, lower optim.lr, or look at the data")
-        return True
+        self._overflow = scale is not None and scale.overflown(summed, self._gradients.finite)
+        return Reduced(summed / total, flags_sum, waited, hidden, self._overflow)
 
     def apply(self, step: int, factor: float) -> Mapping[str, float]:
         values = {"lr": optimizers.set_rates(self.optimizer, self._base_rates, factor)}
@@ -180,9 +170,7 @@ class TorchAdapter:
                     samples += count
         finally:
             self.model.train()
-        names = sharing.share(self._world, sorted(sums), 0, "eval.names")
-        *totals, count = self.total([sums.get(name, 0.0) for name in names] + [float(samples)], "eval.sums")
-        return {name: value / max(count, 1.0) for name, value in zip(names, totals)}
+        return sharing.means(self._world, sums, samples)
 
     @torch.no_grad()
     def finite(self) -> bool:
