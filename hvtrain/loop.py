@@ -20,11 +20,13 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any, Mapping, Sequence
 
+import numpy as np
+
 from hvtrain import adapters, failure, probe, tracing
 from hvtrain.callbacks import Callback, Moment
 from hvtrain.checkpoint.memory import SharedSnapshots
 from hvtrain.config import Job
-from hvtrain.data.feed import StepData, feed
+from hvtrain.data.feed import StepData, feed, pieces
 from hvtrain.data.loader import Loader
 from hvtrain.data.sampler import GlobalSampler, balanced_weights
 from hvtrain.data.sources import as_source
@@ -160,8 +162,9 @@ class Loop:
         self._loader = Loader(source, self._task.collate, job.data.workers, job.data.prefetch, job.run.seed)
         self._evaluator = Evaluator(job, self._task, self._session.tick)
         self._meter = Meter()
-        share = job.data.micro_batch or max(1, job.data.global_batch // (job.launch.workers or 1))
-        self._adapter.warm_up(lambda: self._loader.example(min(share, len(source))))
+        share = max(1, min(len(source), job.data.global_batch // (job.launch.workers or 1)))
+        first = pieces(job)(np.arange(share))[0]
+        self._adapter.warm_up(lambda: self._loader.example(len(first)))
 
     def _outline(self) -> dict[str, Any]:
         return {"steps": self._horizon.total, "steps_per_epoch": self._horizon.per_epoch,
@@ -174,7 +177,7 @@ class Loop:
         left = self._horizon.left(progress)
         if not last and left:
             steps = feed(self._horizon.sampler, self._loader, progress.position, rank=self._world.rank,
-                         size=self._world.size, micro_batch=self._job.data.micro_batch, steps=left)
+                         size=self._world.size, pieces=pieces(self._job), steps=left)
             self._meter = Meter()
             for data in steps:
                 with self._timeline.step(progress.step + 1, self._world):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Union
 
 from pydantic import Field, model_validator
 
 from hvtrain.config.base import Section
+from hvtrain.config.hybrid import HybridConfig
 from hvtrain.config.output import CheckpointConfig, EvalConfig, LogConfig
 from hvtrain.config.rules import Conflict, conflicts
 from hvtrain.config.runtime import CommConfig, ElasticConfig, LaunchConfig
@@ -35,6 +36,8 @@ class Job(Section):
     train: TrainConfig = Field(default_factory=TrainConfig, description="How long and with which safeguards.")
     optim: OptimConfig = Field(default_factory=OptimConfig, description="Optimizer and learning rate.")
     comm: CommConfig = Field(default_factory=CommConfig, description="The exchange of gradients.")
+    hybrid: Union[HybridConfig, None] = Field(None, description=(
+        "Layers partitioned over the devices of each worker. Left out: every worker has the whole model on one device."))
     elastic: ElasticConfig = Field(default_factory=ElasticConfig, description=(
         "Bounds on the number of workers."))
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description=(

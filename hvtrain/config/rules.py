@@ -85,6 +85,31 @@ def _compilation(job: "Job") -> Iterator[Conflict]:
             ("framework",))
 
 
+def _hybrid(job: "Job") -> Iterator[Conflict]:
+    hybrid = job.hybrid
+    if hybrid is None:
+        return
+    if job.framework == "numpy":
+        yield Conflict("hybrid", "framework: numpy has no stages; remove the section, or use torch or keras", ("framework",))
+    if job.task.script is not None:
+        yield Conflict("hybrid", (
+            f"stages need a task (task.target), because the model is measured before workers start; {job.task.script} is a "
+            "script"), ("task.script",))
+    if job.data.micro_batch is not None:
+        yield Conflict("data.micro_batch", (
+            "hybrid.microbatches says how a worker's share is cut; leave micro_batch out"), ("hybrid.microbatches",))
+    if job.train.jit_compile:
+        yield Conflict("train.jit_compile", "XLA compiles for one device; leave it out with hybrid", ("hybrid.stages",))
+    stages = hybrid.stages if hybrid.stages != "auto" else None
+    for key, parts in (("split", hybrid.split), ("devices", hybrid.devices)):
+        if isinstance(parts, list) and len(parts) != (stages or len(parts)):
+            yield Conflict(f"hybrid.{key}", f"expected one for each of the {stages} stages, got {len(parts)}: "
+                           f"[{', '.join(map(str, parts))}]", ("hybrid.stages",))
+    if isinstance(hybrid.devices, list) and hybrid.split is not None and len(hybrid.devices) != len(hybrid.split):
+        yield Conflict("hybrid.devices", f"{len(hybrid.devices)} devices, but split makes {len(hybrid.split)} stages",
+                       ("hybrid.split",))
+
+
 def _world_size(job: "Job") -> Iterator[Conflict]:
     low, high, workers = job.elastic.min_workers, job.elastic.max_workers, job.launch.workers
     if high is not None and low > high:
@@ -164,5 +189,5 @@ def _evaluation(job: "Job") -> Iterator[Conflict]:
             "evaluated"), ("eval.every",))
 
 
-_RULES = (_task, _length, _precision, _reference, _compilation, _batches, _world_size, _resizing, _schedule, _optimizer,
+_RULES = (_task, _length, _precision, _reference, _compilation, _hybrid, _batches, _world_size, _resizing, _schedule, _optimizer,
           _evaluation)

@@ -24,6 +24,10 @@ _SECONDS: Mapping[str, float] = {
     **dict.fromkeys(("m", "min", "mins", "minute", "minutes"), 60.0),
     **dict.fromkeys(("h", "hour", "hours"), 3600.0),
 }
+_BYTES: Mapping[str, int] = {
+    "b": 1, **{f"{letter}b": 1000**power for power, letter in enumerate("kmgt", 1)},
+    **{f"{letter}ib": 1024**power for power, letter in enumerate("kmgt", 1)},
+}
 _TRAINING: Mapping[str, str] = {"step": "step", "steps": "step", "epoch": "epoch", "epochs": "epoch"}
 
 
@@ -220,6 +224,34 @@ class Steps(Unit):
         return [
             {"type": "string", "pattern": rf"^\s*{_NUMBER_PATTERN}\s*(%|steps?|epochs?)?\s*$"},
             {"type": "integer", "minimum": 0},
+        ]
+
+
+@dataclass(frozen=True)
+class Size(Unit):
+    """An amount of memory: ``"80GB"`` (10^9 bytes each), ``"512MiB"`` (2^20 bytes each), or a number of bytes."""
+
+    bytes: int
+    text: str = field(default="", compare=False, repr=False)
+
+    _example: ClassVar[str] = 'an amount of memory such as "80GB" or "512MiB"'
+
+    @classmethod
+    def parse(cls, value: Any) -> "Size":
+        number, word = (float(value), "b") if _is_number(value) else _split(value) or (0.0, "") \
+            if isinstance(value, str) else (0.0, "")
+        if word not in _BYTES or not 0 < number < math.inf:
+            raise cls._refuse(value)
+        return cls(round(number * _BYTES[word]), value.strip() if isinstance(value, str) else "")
+
+    def __str__(self) -> str:
+        return self.text or f"{self.bytes}B"
+
+    @classmethod
+    def _json_forms(cls) -> list[dict[str, Any]]:
+        return [
+            {"type": "string", "pattern": rf"^\s*{_NUMBER_PATTERN}\s*([kKmMgGtT]i?)?[bB]\s*$"},
+            {"type": "number", "exclusiveMinimum": 0},
         ]
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 
 import numpy as np
 
+from hvtrain.config import Job
 from hvtrain.data.loader import Loader, Work
-from hvtrain.data.sampler import GlobalSampler, Position, micro, split
+from hvtrain.data.sampler import GlobalSampler, Position, even, micro, split
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,30 @@ class StepData:
     indices: np.ndarray
 
 
+Pieces = Callable[[np.ndarray], "list[np.ndarray]"]
+
+
+def pieces(job: Job) -> Pieces:
+    """How a rank's share of a global batch becomes micro-batches."""
+    hybrid = job.hybrid
+    if hybrid is None:
+        return lambda own: micro(own, job.data.micro_batch)
+    assert isinstance(hybrid.microbatches, int)  # settled before a worker starts
+    return lambda own: even(own, hybrid.microbatches)
+
+
 def feed(sampler: GlobalSampler, loader: Loader, start: Position, *, rank: int, size: int,
-         micro_batch: int | None, steps: int) -> Iterator[StepData]:
-    """Yields the next ``steps`` steps from ``start`` for ``rank`` of ``size``."""
+         pieces: Pieces, steps: int) -> Iterator[StepData]:
+    """Yields the next ``steps`` steps from ``start`` for ``rank`` of ``size``, cut into micro-batches by ``pieces``."""
     plans: deque[tuple[Position, int, list[int], np.ndarray]] = deque()
 
     def work() -> Iterator[Work]:
         for position, indices in islice(sampler.walk(start), steps):
             own = split(indices, rank, size)
-            pieces = micro(own, micro_batch)
-            plans.append((position, len(indices), [len(piece) for piece in pieces], own))
+            own_pieces = pieces(own)
+            plans.append((position, len(indices), [len(piece) for piece in own_pieces], own))
             # A rank without samples still takes a turn, so that its plan is made in time.
-            for piece in pieces or [np.empty(0, np.int64)]:
+            for piece in own_pieces or [np.empty(0, np.int64)]:
                 yield position.epoch, piece
 
     batches = loader.batches(work())

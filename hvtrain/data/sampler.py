@@ -221,6 +221,13 @@ def micro(indices: np.ndarray, micro_batch: int | None) -> list[np.ndarray]:
     return [indices[start:start + step] for start in range(0, len(indices), step)]
 
 
+def even(indices: np.ndarray, pieces: int) -> list[np.ndarray]:
+    """``indices`` in ``pieces`` pieces whose sizes differ by at most one; fewer if there are fewer indices, none empty."""
+    if pieces < 1:
+        raise UsageError(f"hybrid.microbatches must be at least 1, got {pieces}.")
+    return [split(indices, number, min(pieces, len(indices))) for number in range(min(pieces, len(indices)))]
+
+
 def balanced_weights(labels: Sequence[Any] | np.ndarray) -> np.ndarray:
     """One weight per label (1-D), 1 / the label's frequency: every class is drawn equally often."""
     labels = np.asarray(labels)

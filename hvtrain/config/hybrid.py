@@ -1,0 +1,39 @@
+"""The section that says how a model is cut into stages: ``hybrid``."""
+
+from __future__ import annotations
+
+from typing import Annotated, List, Literal, Union
+
+from pydantic import Field
+
+from hvtrain.config.base import PositiveInt, Section, Text, Threads
+from hvtrain.config.units import Size
+
+
+class HybridConfig(Section):
+    """Layers partitioned over the devices of a worker, and micro-batches that flow through them.
+
+    With this section each worker is a *replica* that owns ``stages`` devices; gradients are reduced over the replicas.
+    """
+
+    stages: Threads = Field("auto", description=(
+        "Parts that the model's layers are cut into, each on a device of its own. auto: as `hvtrain plan` recommends for "
+        "this machine."))
+    microbatches: Threads = Field("auto", description=(
+        "Parts that a worker's share of the global batch is cut into, as even as possible; more of them keep the stages "
+        "busier. auto: as `hvtrain plan` recommends; 4 for each stage where that has nothing to choose."))
+    schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description=(
+        "Order of the passes. gpipe: all forward, then all backward; 1f1b: backward as early as possible, so that fewer "
+        "activations are kept, in the same time."))
+    devices: Union[Literal["auto", "cpu"], Annotated[List[Text], Field(min_length=1)]] = Field("auto", description=(
+        "The device of each stage, for instance [cuda:0, cuda:1]; cpu: a thread of the processor for each. auto: the GPUs "
+        "that the worker has, or cpu."))
+    recompute: bool = Field(False, description=(
+        "Keep only what enters a stage, and compute its forward pass again for backward: less memory, a third more "
+        "computation."))
+    memory: Union[Size, None] = Field(None, description=(
+        'Memory of each device, for instance "80GB", which no stage may exceed. Left out: what the GPUs have; no limit on '
+        "the processor."))
+    split: Union[Annotated[List[PositiveInt], Field(min_length=1)], None] = Field(None, description=(
+        "Number of layers in each stage, for instance [3, 5]. Left out: the split with the shortest longest stage, by a "
+        "measurement of the model."))

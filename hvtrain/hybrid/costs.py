@@ -1,0 +1,55 @@
+"""What the layers of a model cost: measured once, kept with the run, and what partition and planner compute with."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any, Mapping
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """One layer, measured with ``ModelCosts.batch`` samples.
+
+    Seconds of its forward and backward pass; bytes of its parameters; bytes that backward keeps of it (``saved``); bytes
+    that it hands on to the next layer (``output``).
+    """
+
+    name: str
+    forward: float
+    backward: float
+    parameters: int
+    saved: int
+    output: int
+
+
+@dataclass(frozen=True)
+class ModelCosts:
+    """A model's layers in order, as measured with micro-batches of ``batch`` samples on ``device``.
+
+    ``state`` is the optimizer's bytes for each byte of parameters (Adam: 2); ``update`` the seconds that an optimizer
+    step over all parameters takes; ``overhead`` the seconds of a micro-batch that belong to no layer. ``slope`` says which part of a layer's time grows
+    with the number of samples: seconds(n) = seconds * (1 - slope + slope * n / batch).
+    """
+
+    layers: tuple[LayerCost, ...]
+    batch: int
+    device: str
+    state: float = 0.0
+    update: float = 0.0
+    overhead: float = 0.0
+    slope: float = 1.0
+
+    def to_json(self) -> str:
+        """As text; :meth:`from_json` reads it."""
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def from_json(cls, text: str) -> "ModelCosts":
+        """Raises ValueError for what is not a measurement."""
+        try:
+            values: Mapping[str, Any] = json.loads(text)
+            layers = tuple(LayerCost(**layer) for layer in values["layers"])
+            return cls(**{**values, "layers": layers})
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"no measurement of a model: {error}") from None
