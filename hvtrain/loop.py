@@ -163,8 +163,7 @@ class Loop:
         self._evaluator = Evaluator(job, self._task, self._session.tick)
         self._meter = Meter()
         share = max(1, min(len(source), job.data.global_batch // (job.launch.workers or 1)))
-        first = pieces(job)(np.arange(share))[0]
-        self._adapter.warm_up(lambda: self._loader.example(len(first)))
+        self._adapter.warm_up(lambda: self._loader.example(len(pieces(job)(np.arange(share))[0])))
 
     def _outline(self) -> dict[str, Any]:
         return {"steps": self._horizon.total, "steps_per_epoch": self._horizon.per_epoch,

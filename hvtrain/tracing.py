@@ -13,6 +13,9 @@ from typing import Any, ContextManager, NamedTuple
 COMPUTE, WAIT, QUEUE = "compute", "wait", "queue"
 """What marks are of: computing; waiting for reductions; the moment in which a bucket is given to the engine."""
 
+STAGE = "stage"
+"""What each stage of a model in stages computes: ``stage 0`` and so on."""
+
 
 class Mark(NamedTuple):
     """``number`` tells the micro-batch or the bucket, None where there is only one of the kind."""

@@ -63,7 +63,7 @@ def prepare(framework: str, *, seed: int, threads: int, local_rank: int = 0) -> 
     elif framework == "keras":
         import keras
 
-        from hvtrain.adapters.keras.adapter import take_devices
+        from hvtrain.adapters.keras.whole import take_devices
 
         take_devices(threads, local_rank)
         keras.utils.set_random_seed(seed % 2**32)

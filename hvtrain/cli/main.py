@@ -13,6 +13,7 @@ from hvtrain.errors import ExitCode, HvtrainError, UserCodeError
 
 COMMANDS = {  # name: (module, attribute, short help)
     "run": ("hvtrain.cli.run", "run", "Train what a job file describes, or what a script trains."),
+    "plan": ("hvtrain.cli.plan", "plan", "Compare data parallelism and stages, from a measurement of the model."),
     "ps": ("hvtrain.cli.ps", "ps", "List the agents and workers of a running job."),
     "scale": ("hvtrain.cli.scale", "scale", "Change the number of workers of a running job."),
     "config": ("hvtrain.cli.config", "config", "Show, check or describe job files."),

@@ -27,6 +27,10 @@ def run(job: str, overrides: tuple[str, ...], workers: int | None, settings: str
 
     By itself this starts the workers on this host. Under horovodrun each process it starts becomes one
     worker:  horovodrun -np 2 hvtrain run config.yaml
+
+    With stages (the job's hybrid section) a worker is a replica of the model and owns several devices. -np counts
+    replicas; under horovodrun, as many processes of a host as there are stages become one. What hybrid leaves at auto is
+    settled first, by measuring the model (hvtrain plan).
     """
     from hvtrain.control.warmstart import guess_framework
 
@@ -71,11 +75,13 @@ def _by_itself(path: str, overrides: tuple[str, ...], workers: int | None, setti
     agent = start_agent(framework)  # first of all: it imports the framework while this process gets ready
     try:
         from hvtrain.launch import local
-        from hvtrain.launch.joblaunch import command_line, prepare
+        from hvtrain.launch.joblaunch import command_line, prepare, settle
+        from hvtrain.launch.settling import Ground
 
         job, given = _load(path, _with_workers(overrides, workers), settings, framework)
-        launch = prepare(job, path, command_line(sys.argv[1:]), interface=None, faults=_faults(plan, job), given=given)
-        return _run(local.run(launch, agent))
+        launch = prepare(job, path, command_line(sys.argv[1:]), interface=None,
+                         faults=_faults(plan, job.launch.workers or 1), given=given)
+        return _run(local.run(settle(launch, Ground(launch.workers)), agent))
     finally:
         end_agent(agent)
 
@@ -90,24 +96,29 @@ def _under_horovodrun(path: str, overrides: tuple[str, ...], workers: int | None
     from hvtrain.errors import ConfigError, Problem
     from hvtrain.launch import horovodrun
     from hvtrain.launch.joblaunch import command_line, prepare
+    from hvtrain.launch.settling import stages_of
 
     size = horovodrun.world_size()
     if workers not in (None, size):
         raise ConfigError([Problem(f"horovodrun has started {size} processes, but -np {workers} was given to hvtrain; "
                                    "leave it out", "command line", key="-np")])
-    # With elastic flags the number changes; the first process says what it was at the start.
-    job, given = _load(path, _with_workers(overrides, None if horovodrun.is_elastic() else size), settings, framework)
+    # With elastic flags the number changes, and with stages a worker takes several of the processes; the first process
+    # says what it was at the start.
+    job, given = _load(path, [*overrides, "launch.workers=null"], settings, framework)
+    count = size // (stages_of(job) or 1)
+    if job.hybrid is None:
+        job, given = _load(path, _with_workers(overrides, None if horovodrun.is_elastic() else size), settings, framework)
     command = f"horovodrun -np {size} {command_line(sys.argv[1:])}"
     return _run(horovodrun.run(prepare(job, path, command, interface=horovodrun.interface(),
-                                       faults=_faults(plan, job), given=given), warm, memory))
+                                       faults=_faults(plan, max(1, count)), given=given), warm, memory))
 
 
-def _faults(plan: str | None, job):
+def _faults(plan: str | None, workers: int):
     if plan is None:
         return None
     from hvtrain.chaos.loading import load
 
-    return load(plan, workers=job.launch.workers or 1)
+    return load(plan, workers=workers)
 
 
 def _with_workers(overrides: tuple[str, ...], workers: int | None) -> list[str]:

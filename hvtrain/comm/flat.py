@@ -42,10 +42,17 @@ def _zeros(elements: int, kind: str = "float32") -> np.ndarray:
 Plan = Tuple[layout.Bucket, ...]
 
 
-def plan(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str], bucket_bytes: int, first_bytes: int) -> Plan:
-    """Which gradient lies in which bucket, as :func:`hvtrain.comm.buckets.plan`, each rounded up to whole lines."""
-    return layout.plan([layout.Item(i, _rounded(int(np.prod(shape))), np.dtype(dtype).itemsize, dtype)
-                        for i, (shape, dtype) in enumerate(zip(shapes, dtypes))], bucket_bytes, first_bytes)
+def plan(shapes: Sequence[tuple[int, ...]], dtypes: Sequence[str], bucket_bytes: int, first_bytes: int,
+         stages: Sequence[int] | None = None) -> Plan:
+    """Which gradient lies in which bucket, as :func:`hvtrain.comm.buckets.plan`, each rounded up to whole lines.
+
+    With ``stages``, the stage that each gradient comes from, no bucket holds gradients of two.
+    """
+    stages = [0] * len(shapes) if stages is None else stages
+    packed = layout.plan([layout.Item(i, _rounded(int(np.prod(shape))), np.dtype(dtype).itemsize, (dtype, stage))
+                          for i, (shape, dtype, stage) in enumerate(zip(shapes, dtypes, stages))],
+                         bucket_bytes, first_bytes)
+    return tuple(layout.Bucket(bucket.kind[0], bucket.slots) for bucket in packed)
 
 
 class FlatBuckets:

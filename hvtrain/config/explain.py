@@ -39,7 +39,7 @@ def explain(error: Mapping[str, Any], model: type[BaseModel]) -> str:
         return _choice(context["expected"], value)
     if kind in _BOUNDS:
         return f"must be {_BOUNDS[kind]} {_bound(context)}, got {show(value)}"
-    if kind == "string_too_short":
+    if kind in ("string_too_short", "too_short"):
         return "must not be empty"
     if kind in _EXPECTED:
         return f"expected {_EXPECTED[kind]}, got {show(value)}{_hint(kind, value)}"

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated, List, Literal, Union
+from typing import Annotated, Any, List, Literal, Union
 
-from pydantic import Field
+from pydantic import Field, WrapValidator
+from pydantic_core import PydanticCustomError
 
 from hvtrain.config.base import PositiveInt, Section, Text, Threads
 from hvtrain.config.units import Size
+
+
+def _a_word_or_names(value: Any, handler: Any) -> Any:
+    # In one sentence: pydantic would list what is wrong for each of the alternatives.
+    if value in ("auto", "cpu") or (isinstance(value, list) and value and all(
+            isinstance(name, str) and name for name in value)):
+        return value
+    raise PydanticCustomError("unit", "{text}", {
+        "text": f"expected auto, cpu, or the device of each stage, such as [cuda:0, cuda:1]; got {value!r}"})
+
+
+Devices = Annotated[
+    Union[Literal["auto", "cpu"], Annotated[List[Text], Field(min_length=1)]], WrapValidator(_a_word_or_names)]
 
 
 class HybridConfig(Section):
@@ -25,7 +39,7 @@ class HybridConfig(Section):
     schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description=(
         "Order of the passes. gpipe: all forward, then all backward; 1f1b: backward as early as possible, so that fewer "
         "activations are kept, in the same time."))
-    devices: Union[Literal["auto", "cpu"], Annotated[List[Text], Field(min_length=1)]] = Field("auto", description=(
+    devices: Devices = Field("auto", description=(
         "The device of each stage, for instance [cuda:0, cuda:1]; cpu: a thread of the processor for each. auto: the GPUs "
         "that the worker has, or cpu."))
     recompute: bool = Field(False, description=(

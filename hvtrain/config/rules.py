@@ -105,7 +105,8 @@ def _hybrid(job: "Job") -> Iterator[Conflict]:
         if isinstance(parts, list) and len(parts) != (stages or len(parts)):
             yield Conflict(f"hybrid.{key}", f"expected one for each of the {stages} stages, got {len(parts)}: "
                            f"[{', '.join(map(str, parts))}]", ("hybrid.stages",))
-    if isinstance(hybrid.devices, list) and hybrid.split is not None and len(hybrid.devices) != len(hybrid.split):
+    both = isinstance(hybrid.devices, list) and hybrid.split is not None
+    if both and stages is None and len(hybrid.devices) != len(hybrid.split):
         yield Conflict("hybrid.devices", f"{len(hybrid.devices)} devices, but split makes {len(hybrid.split)} stages",
                        ("hybrid.split",))
 

@@ -240,7 +240,7 @@ class Size(Unit):
     def parse(cls, value: Any) -> "Size":
         number, word = (float(value), "b") if _is_number(value) else _split(value) or (0.0, "") \
             if isinstance(value, str) else (0.0, "")
-        if word not in _BYTES or not 0 < number < math.inf:
+        if word not in _BYTES or not number < math.inf or round(number * _BYTES[word]) < 1:
             raise cls._refuse(value)
         return cls(round(number * _BYTES[word]), value.strip() if isinstance(value, str) else "")
 

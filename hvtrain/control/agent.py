@@ -17,7 +17,7 @@ from hvtrain.checkpoint.memory import SharedSnapshots
 from hvtrain.control import messages
 from hvtrain.control.boot import Boot
 from hvtrain.control.client import REOPEN_SECONDS, Link
-from hvtrain.control.nursery import Nursery
+from hvtrain.control.nursery import EmptyNursery, Nursery
 from hvtrain.control.warmstart import WarmProcess
 from hvtrain.control.worker_signals import STACKS_SECONDS, STACKS_SIGNAL
 from hvtrain.errors import CoordinatorGone, EnvironmentNotReady, ExitCode
@@ -26,9 +26,12 @@ log = logging.getLogger(__name__)
 
 
 class Agent:
-    """Runs ``slots`` workers of a job on this host. ``run`` returns the job's exit code."""
+    """Runs ``slots`` workers of a job on this host. ``run`` returns the job's exit code.
 
-    def __init__(self, boot: Boot, warm: WarmProcess, *, name: str, host: str, slots: int, job_digest: str,
+    Without a warm process (and with no slots) it stands by: it is there, runs no worker, and ends with the job.
+    """
+
+    def __init__(self, boot: Boot, warm: WarmProcess | None, *, name: str, host: str, slots: int, job_digest: str,
                  memory: SharedSnapshots | None = None):
         from hvtrain import __version__
 
@@ -37,7 +40,7 @@ class Agent:
                                           version=__version__, job_digest=job_digest)
         self._ping = boot.job.elastic.coordinator_timeout.seconds
         self._link = Link(boot.coordinator, self._ping)
-        self._nursery = Nursery(self._boot, warm, host=host, tell=self._tell)
+        self._nursery = Nursery(self._boot, warm, host=host, tell=self._tell) if warm is not None else EmptyNursery()
         self._end: messages.End | None = None
         self._stopping = False
 

@@ -19,7 +19,7 @@ def describe(state: State, pids: Mapping[str, int]) -> messages.Overview:
     not said it yet.
     """
     agents = [{"agent": name, "host": agent.host, "slots": agent.slots, "pid": pids.get(name),
-               "state": "leaving" if agent.leaving else "here",
+               "state": "leaving" if agent.leaving else "here" if agent.slots else "standing by",
                "workers": sum(worker.agent == name for worker in state.workers.values())}
               for name, agent in sorted(state.agents.items())]
     workers = []

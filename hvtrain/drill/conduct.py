@@ -25,6 +25,8 @@ from hvtrain.drill.evidence import Evidence, gather
 from hvtrain.drill.verdict import DrillReport, judge
 from hvtrain.drill.weights import compare
 from hvtrain.errors import HvtrainError, UsageError
+from hvtrain.launch import settling
+from hvtrain.launch.settling import Ground
 
 MARK = ".drill"
 TAIL = 15
@@ -51,6 +53,9 @@ def conduct(config: str, overrides: Sequence[str], *, workers: int | None, plan_
     overrides = [*overrides, *([f"launch.workers={workers}"] if workers else [])]
     job = load(config, overrides)
     workers = job.launch.workers or 1
+    if not settling.is_settled(job):  # once for both runs: two measurements would come out differently
+        settled = settling.settle(job, str(Path(config).resolve().parent), Ground(workers), say).job
+        overrides.append(f"hybrid={json.dumps(settled.model_dump(mode='json')['hybrid'])}")
     plan = (chaos.load(plan_path, workers=workers, steps=steps) if plan_path is not None
             else default_plan(workers, steps, job.data.global_batch))
     directory = Path(job.run.dir.rstrip("/") + ".drill")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Mapping
+
+from hvtrain.errors import UsageError
 
 
 @dataclass(frozen=True)
 class LayerCost:
     """One layer, measured with ``ModelCosts.batch`` samples.
 
-    Seconds of its forward and backward pass; bytes of its parameters; bytes that backward keeps of it (``saved``); bytes
-    that it hands on to the next layer (``output``).
+    Seconds of its forward and backward pass; bytes of its parameters; bytes that backward keeps of it (``saved``);
+    bytes that it hands on to the next layer (``output``).
     """
 
     name: str
@@ -28,8 +30,9 @@ class ModelCosts:
     """A model's layers in order, as measured with micro-batches of ``batch`` samples on ``device``.
 
     ``state`` is the optimizer's bytes for each byte of parameters (Adam: 2); ``update`` the seconds that an optimizer
-    step over all parameters takes; ``overhead`` the seconds of a micro-batch that belong to no layer. ``slope`` says which part of a layer's time grows
-    with the number of samples: seconds(n) = seconds * (1 - slope + slope * n / batch).
+    step over all parameters takes; ``overhead`` the seconds of a micro-batch that belong to no layer. ``slope``, 0 to
+    1, says which part of a layer's time grows with the number of samples: seconds(n) = seconds * (1 - slope + slope * n
+    / batch). ``input`` is the bytes that enter the first layer.
     """
 
     layers: tuple[LayerCost, ...]
@@ -39,13 +42,34 @@ class ModelCosts:
     update: float = 0.0
     overhead: float = 0.0
     slope: float = 1.0
+    input: int = 0
+
+    def at(self, samples: int) -> ModelCosts:
+        """The same model with micro-batches of ``samples``: what depends on their number is scaled, bytes rounded up.
+
+        ``update`` and ``overhead`` stay as they are. Raises UsageError for less than one sample.
+        """
+        if samples < 1:
+            raise UsageError(f"A micro-batch has at least 1 sample, got {samples}.")
+        if samples == self.batch:
+            return self
+        varying = self.slope * samples / self.batch
+        factor = 1 - self.slope + varying
+
+        def scaled(size: int) -> int:
+            return -(-size * samples // self.batch)
+
+        layers = tuple(replace(layer, forward=layer.forward * factor, backward=layer.backward * factor,
+                               saved=scaled(layer.saved), output=scaled(layer.output)) for layer in self.layers)
+        return replace(self, layers=layers, batch=samples, slope=varying / factor if factor else 0.0,
+                       input=scaled(self.input))
 
     def to_json(self) -> str:
         """As text; :meth:`from_json` reads it."""
         return json.dumps(asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> "ModelCosts":
+    def from_json(cls, text: str) -> ModelCosts:
         """Raises ValueError for what is not a measurement."""
         try:
             values: Mapping[str, Any] = json.loads(text)

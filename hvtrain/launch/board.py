@@ -18,8 +18,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable
+from typing import Any, Iterable
 
+from hvtrain.config.hybrid import HybridConfig
 from hvtrain.control.client import Address
 from hvtrain.errors import EnvironmentNotReady
 from hvtrain.launch.kvstore import Store
@@ -38,7 +39,8 @@ class Notice:
     slots in it are out of the job.
     ``workers``, ``start``: how many workers the job was started with, and which start of the run it is; who comes later
     would count wrongly. ``again``: this coordinator takes over from another one, so the job goes on from where it was
-    even if its file says that it is to start afresh.
+    even if its file says that it is to start afresh. ``hybrid``: the job's section of that name, with what it left open
+    settled.
     """
 
     address: Address | None = None
@@ -47,6 +49,7 @@ class Notice:
     workers: int = 1
     start: int = 1
     again: bool = False
+    hybrid: dict[str, Any] | None = None
 
 
 class Board:
@@ -61,7 +64,8 @@ class Board:
         address = notice.address
         assert address is not None
         entry: dict[str, object] = {"host": address.host, "port": address.port, "token_hash": _hash(address.token),
-                                    "workers": notice.workers, "start": notice.start, "again": notice.again}
+                                    "workers": notice.workers, "start": notice.start, "again": notice.again,
+                                    "hybrid": notice.hybrid}
         if self._in_store:
             entry["token"] = address.token
         elif self._token() != address.token:
@@ -92,7 +96,7 @@ class Board:
             if token is None or not hmac.compare_digest(_hash(token), str(entry["token_hash"])):
                 return None
             return Notice(Address(str(entry["host"]), int(entry["port"]), token), workers=int(entry["workers"]),
-                          start=int(entry["start"]), again=bool(entry["again"]))
+                          start=int(entry["start"]), again=bool(entry["again"]), hybrid=_section(entry["hybrid"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -139,6 +143,11 @@ class Board:
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
             file.write(token)
         os.replace(temporary, self._token_file)
+
+
+def _section(values: Any) -> dict[str, Any] | None:
+    """Raises ValueError for what is no ``hybrid`` section."""
+    return None if values is None else HybridConfig.model_validate(values).model_dump(mode="json")
 
 
 def _hash(token: str) -> str:

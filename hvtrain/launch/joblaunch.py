@@ -9,7 +9,7 @@ import os
 import shlex
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Awaitable, Callable
 
@@ -25,7 +25,9 @@ from hvtrain.control.coordinator import Coordinator
 from hvtrain.control.events import JobFailed
 from hvtrain.control.roster import Limits
 from hvtrain.errors import ExitCode, HvtrainError
-from hvtrain.launch import network, storms
+from hvtrain.launch import measurer, network, settling, storms
+from hvtrain.launch.settling import Ground, Settled, threads_each
+from hvtrain.report import console as consoles
 from hvtrain.report.reporter import Reporter
 from hvtrain.report.rundir import RunDirectory
 from hvtrain.saving import checkpoint_directory
@@ -36,7 +38,7 @@ class JobLaunch:
     """A job that is about to run: ``workers`` on ``interface``, user code found from ``module_dir``.
 
     ``faults`` is a plan of faults that it is to suffer; ``start`` counts the starts of the run; ``given`` is what a
-    script's job was told explicitly.
+    script's job was told explicitly; ``settled`` says how a hybrid job's open numbers were found.
     """
 
     job: Job
@@ -47,6 +49,7 @@ class JobLaunch:
     faults: Plan | None = None
     start: int = 1
     given: Given = field(default_factory=Given)
+    settled: Settled | None = None
 
     @property
     def digest(self) -> str:
@@ -71,6 +74,13 @@ def prepare(job: Job, config_path: str, command: str, *, interface: str | None, 
                      given or Given())
 
 
+def settle(launch: JobLaunch, ground: Ground) -> JobLaunch:
+    """``launch`` with nothing left open in ``hybrid``, for workers on this ``ground``; raises as
+    :func:`hvtrain.launch.settling.settle`."""
+    settled = settling.settle(launch.job, launch.module_dir, ground, consoles.choose(launch.job.log.console).say)
+    return replace(launch, job=settled.job, settled=settled)
+
+
 def limits_of(job: Job) -> Limits:
     """The bounds that the job file sets to the membership."""
     elastic, launch = job.elastic, job.launch
@@ -81,12 +91,6 @@ def limits_of(job: Job) -> Limits:
         elastic=elastic.enabled, min_workers=elastic.min_workers, max_workers=elastic.max_workers,
         spares=elastic.spares, failures_per_step=elastic.max_failures_per_step,
         losses_per_hour=elastic.max_losses_per_hour, tail=job.task.script is not None)
-
-
-def threads_each(job: Job, workers_here: int) -> int:
-    """CPU threads of each of ``workers_here`` workers on this host."""
-    wanted = job.launch.threads
-    return wanted if isinstance(wanted, int) else max(1, len(os.sched_getaffinity(0)) // workers_here)
 
 
 async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordinator], Awaitable[None]], *,
@@ -106,6 +110,7 @@ async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordin
     reporter = Reporter(job, workers=launch.workers, command=launch.command, code=launch.module_dir)
     reporter.open()
     try:
+        _keep_plan(launch.settled, reporter)
         token = token or auth.new_token()
         coordinator = Coordinator(wanted=launch.workers, limits=limits_of(job), token=token,
                                   host=network.address_of(launch.interface), interface=launch.interface,
@@ -128,6 +133,18 @@ async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordin
         return int(cause.exit_code)
     finally:
         reporter.close(state="failed", exit_code=int(ExitCode.ENVIRONMENT), reason="the launcher failed")
+
+
+def _keep_plan(settled: Settled | None, reporter: Reporter) -> None:
+    """After the run directory was taken, or a former run moved aside: what was measured belongs to this one."""
+    if settled is None or settled.measurement is None:
+        return
+    measurer.keep(reporter.directory.path, settled.measurement)
+    hybrid = settled.job.hybrid
+    assert hybrid is not None and settled.prediction is not None
+    reporter.event("planned", stages=hybrid.stages, microbatches=hybrid.microbatches, split=hybrid.split,
+                   expected_seconds=round(settled.prediction.seconds, 6))
+    reporter.console.say(settled.note)
 
 
 def _tell(launch: JobLaunch, reporter: Reporter, cause: Cause) -> None:

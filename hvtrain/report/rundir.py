@@ -8,6 +8,7 @@
               .lock         held while a job runs         events.jsonl     one event a line
               control.json  how commands reach the job    ledger/          who used which sample (log.ledger)
                                                           timeline.json    a trace of some steps (log.timeline)
+                                                          profile.json     what the model's layers cost (hybrid)
 """
 
 from __future__ import annotations

@@ -18,14 +18,14 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, NamedTuple, Sequence
 
-from hvtrain.tracing import COMPUTE, QUEUE, WAIT, Mark
+from hvtrain.tracing import COMPUTE, STAGE, WAIT, Mark
 
 if TYPE_CHECKING:
     from hvtrain.engine.reductions import Span
 
 STEPS, FLIGHTS, CODEC = "steps", "buckets in flight", "codec"
 ROWS = (STEPS, COMPUTE, WAIT, FLIGHTS, CODEC)
-"""From top to bottom."""
+"""From top to bottom. Where the model is in stages, each has a row of its own after "compute"."""
 
 MOST_ROWS = 1000
 """Thread ids of one rank; they must be unique in the whole file, or viewers mix up the ranks."""
@@ -52,8 +52,8 @@ def drawn(marks: Sequence[Mark], sums: Sequence[Span]) -> list[Slice]:
     slices, flights = [], []
     seen = {mark.number: mark.end for mark in marks if mark.row == WAIT}
     for mark in marks:
-        if mark.row == COMPUTE:
-            slices.append(Slice(COMPUTE, mark.name, mark.begin, mark.end,
+        if mark.row == COMPUTE or mark.row.startswith(STAGE):
+            slices.append(Slice(mark.row, mark.name, mark.begin, mark.end,
                                 {} if mark.number is None else {"micro_batch": mark.number}))
         elif mark.row == WAIT:
             slices.append(Slice(WAIT, _label(mark.name, mark.number), mark.begin, mark.end, {}))
@@ -125,7 +125,8 @@ def merged(ranks: Sequence[Mapping[str, Any]], steps: str) -> dict[str, Any]:
 
 def _rows(found: set[str]) -> list[str]:
     def place(row: str) -> tuple[int, int, str]:
-        return next(index for index, kind in enumerate(ROWS) if row.startswith(kind)), len(row), row
+        kinds = (STEPS, COMPUTE, STAGE, *ROWS[2:])
+        return next(index for index, kind in enumerate(kinds) if row.startswith(kind)), len(row), row
 
     return sorted({*found, *ROWS}, key=place)
 

@@ -1,4 +1,4 @@
-"""Durations, intervals and lengths: what they accept, mean and print."""
+"""Durations, intervals, lengths and sizes: what they accept, mean and print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvtrain.config.units import Duration, Every, StepRange, Steps
+from hvtrain.config.units import Duration, Every, Size, StepRange, Steps
 
 
 @pytest.mark.parametrize("text, seconds", [
@@ -48,12 +48,23 @@ def test_step_range(text, first, last):
     assert str(StepRange(first, last)) in (f"{first}-{last}", f"{first}")
 
 
+@pytest.mark.parametrize("text, count", [
+    ("80GB", 80 * 10**9), ("512MiB", 512 * 2**20), ("1.5 GB", 1_500_000_000), ("2tib", 2 * 2**40), ("3kB", 3000),
+    ("7B", 7), (4096, 4096), (1e9, 10**9),
+])
+def test_size(text, count):
+    assert Size.parse(text).bytes == count
+    assert Size.parse(str(Size.parse(text))) == Size.parse(text)
+
+
 def test_text_is_kept_but_equality_is_by_meaning():
     assert str(Duration.parse("60s")) == "60s"
     assert Duration.parse("60s") == Duration.parse("1m")
     assert hash(Duration.parse("60s")) == hash(Duration.parse("1m"))
     assert str(Every.parse(1)) == "1 step" and str(Every.parse(2)) == "2 steps"
     assert str(Steps.parse(0)) == "0 steps"
+    assert str(Size.parse("1.0GiB")) == "1.0GiB" and str(Size.parse(512)) == "512B"
+    assert Size.parse("1GiB") == Size.parse("1024 MiB") == Size.parse(2**30)
 
 
 @pytest.mark.parametrize("kind, bad", [
@@ -64,6 +75,9 @@ def test_text_is_kept_but_equality_is_by_meaning():
     (Every, "5%"), (Every, "epoch"), (Every, "0s"),
     (StepRange, "20-10"), (StepRange, 0), (StepRange, "0-5"), (StepRange, -3), (StepRange, "10-"), (StepRange, "10:20"),
     (StepRange, 1.5), (StepRange, True), (StepRange, None), (StepRange, "5 steps"), (StepRange, [10, 20]),
+    (Size, "80G"), (Size, "80"), (Size, "0GB"), (Size, 0), (Size, -1), (Size, "-1GB"), (Size, True), (Size, None),
+    (Size, ""), (Size, "much"), (Size, "1e400B"), (Size, float("nan")), (Size, [80]), (Size, "5%"), (Size, "0.4B"),
+    (Size, "80Gb/s"), (Size, float("inf")),
     (Steps, "101%"), (Steps, -1), (Steps, "1.5 steps"), (Steps, 0.05), (Steps, "10 minutes"), (Steps, False),
 ])
 def test_refused_with_expectation_and_input(kind, bad):
@@ -74,9 +88,9 @@ def test_refused_with_expectation_and_input(kind, bad):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.sampled_from([Duration, Every, Steps, StepRange]), st.floats(0, 1e9) | st.integers(0, 10**9),
+@given(st.sampled_from([Duration, Every, Size, Steps, StepRange]), st.floats(0, 1e9) | st.integers(0, 10**9),
        st.sampled_from(["", "%", "ms", "s", "m", "h", " hours", " steps", " step", " epoch", " epochs",
-                        " secs", "-2000000000"]))
+                        " secs", "-2000000000", "B", "kB", " GiB", "mb", "TB"]))
 def test_whatever_parses_prints_back_and_fits_its_schema(kind, number, unit):
     text = f"{number:.6f}{unit}" if isinstance(number, float) else f"{number}{unit}"
     try:

@@ -259,3 +259,12 @@ def test_after_a_broken_round_the_next_step_is_right(breaks_at):
     assert (loss, flags) == (2.0, (1.0, 0.0, 0.0, 0.0))
     for view, gradient in zip(buckets.views, gradients(1)):
         np.testing.assert_array_equal(view, gradient)
+
+
+def test_no_bucket_holds_gradients_of_two_stages():
+    shapes, stages = [(20,), (4, 4), (16,), (20,), (3,)], [0, 1, 0, 1, 1]
+    together = plan(shapes, ["float32"] * 5, 1 << 20, 1 << 20)
+    apart = plan(shapes, ["float32"] * 5, 1 << 20, 1 << 20, stages)
+    assert [[slot.index for slot in bucket.slots] for bucket in together] == [[4, 3, 2, 1, 0]]
+    assert [[slot.index for slot in bucket.slots] for bucket in apart] == [[4, 3, 1], [2, 0]]
+    assert {bucket.kind for bucket in apart} == {"float32"}

@@ -35,11 +35,9 @@ class Reducer:
             value = loss(self.model(batch)).sum()
             summed += value.item()
             if number == len(batches) - 1:
-                self.gradients.expect_last(summed, flags, sum(map(len, batches)) / total)
+                self.gradients.last()
             (value / total).backward()
-        if not batches:
-            self.gradients.expect_last(0.0, flags, 0.0)
-        return self.gradients.finish()
+        return self.gradients.finish(summed, flags, sum(map(len, batches)) / total)
 
     def grads(self):
         return {name: p.grad.clone() for name, p in self.model.named_parameters() if p.grad is not None}

@@ -15,7 +15,9 @@ PACKAGE = ROOT / "hvtrain"
 # unless USES says so.
 LAYERS = (
     ("hvtrain.errors", "hvtrain"),
-    ("hvtrain.config", "hvtrain.data.sampler", "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule",
+    ("hvtrain.config", "hvtrain.data.sampler", "hvtrain.hybrid.costs", "hvtrain.hybrid.partition",
+     "hvtrain.hybrid.schedule", "hvtrain.hybrid.clock", "hvtrain.hybrid.cluster", "hvtrain.hybrid.prediction",
+     "hvtrain.hybrid.planner", "hvtrain.hybrid.measurement",
      "hvtrain.control.membership", "hvtrain.control.roster", "hvtrain.control.events", "hvtrain.control.causes",
      "hvtrain.control.crew", "hvtrain.control.seating", "hvtrain.control.assembling", "hvtrain.control.losing",
      "hvtrain.control.ending", "hvtrain.control.watching",
@@ -39,11 +41,18 @@ USES = {  # within a layer: who may know whom
     "hvtrain.control.roster": {"hvtrain.control.causes", "hvtrain.control.crew"},
     "hvtrain.control.events": {"hvtrain.control.causes"},
     "hvtrain.schedules": {"hvtrain.config"},
+    "hvtrain.hybrid.partition": {"hvtrain.hybrid.costs"},
+    "hvtrain.hybrid.clock": {"hvtrain.hybrid.schedule"},
+    "hvtrain.hybrid.prediction": {f"hvtrain.hybrid.{other}" for other in ("clock", "cluster", "costs", "partition", "schedule")},
+    "hvtrain.hybrid.planner": {f"hvtrain.hybrid.{other}" for other in ("cluster", "costs", "prediction")},
+    "hvtrain.hybrid.measurement": {"hvtrain.config", "hvtrain.hybrid.costs"},
+    "hvtrain.drill": {"hvtrain.launch"},
     "hvtrain.task": {"hvtrain.data"},
     "hvtrain.engine.handover": {"hvtrain.engine", "hvtrain.checkpoint"},
     "hvtrain.comm": {"hvtrain.engine", "hvtrain.checkpoint"},  # codecs: the world they sum in, the state they keep
     "hvtrain.launch": {"hvtrain.control"},
     "hvtrain.hybrid": {"hvtrain.adapters"},
+    "hvtrain.adapters": {"hvtrain.hybrid"},
     "hvtrain.loop": {"hvtrain.session", "hvtrain.saving", "hvtrain.evaluation", "hvtrain.progress", "hvtrain.meter",
                      "hvtrain.recovery", "hvtrain.keeping", "hvtrain.horizon", "hvtrain.timeline"},
     "hvtrain.recovery": {"hvtrain.keeping", "hvtrain.progress", "hvtrain.saving", "hvtrain.session"},
@@ -59,7 +68,9 @@ PURE = ("hvtrain.errors", "hvtrain.config", "hvtrain.data.sampler", "hvtrain.con
         "hvtrain.control.assembling", "hvtrain.control.losing", "hvtrain.control.ending", "hvtrain.control.watching",
         "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.comm.loss_scale", "hvtrain.schedules", "hvtrain.callbacks",
         "hvtrain.failure",
-        "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule", "hvtrain.control.messages", "hvtrain.control.tally")
+        "hvtrain.hybrid.costs", "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule", "hvtrain.hybrid.clock",
+        "hvtrain.hybrid.cluster", "hvtrain.hybrid.prediction", "hvtrain.hybrid.planner", "hvtrain.hybrid.measurement",
+        "hvtrain.control.messages", "hvtrain.control.tally")
 FRAMEWORK_USERS = ("hvtrain.adapters", "hvtrain.hybrid", "hvtrain.engine.horovod_", "hvtrain.engine.world", "hvtrain.data",
                    "hvtrain.keras", "hvtrain.torch")
 

@@ -65,7 +65,7 @@ def test_what_agents_workers_and_people_may_hear(message):
     '{"type": "exited", "worker": "w0", "code": 0, "signal": 99999999999}',
     '{"type": "beat", "step": 1, "extra": 1}', '{"type": ["beat"], "step": 1}',
     '{"type": "report", "kind": "x", "step": 1}',
-    '{"type": "agent_hello", "agent": "a", "host": "h", "slots": 0, "pid": 1, "version": "0", "job_digest": "d"}',
+    '{"type": "agent_hello", "agent": "a", "host": "h", "slots": -1, "pid": 1, "version": "0", "job_digest": "d"}',
     '{"type": "agent_hello", "agent": "%s", "host": "h", "slots": 1, "pid": 1, "version": "0", "job_digest": "d"}'
     % ("a" * 201),
     b"\x80\x04\x95", b"\xff\xfe", "[" * 100_000,

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from hvtrain import probe, tracing
+from hvtrain import probe
 from hvtrain.adapters import sharing
 from hvtrain.adapters.base import Reduced
 from hvtrain.adapters.keras import optimizers, pipeline, refusals, variables as kinds
@@ -18,8 +18,8 @@ from hvtrain.adapters.keras.batches import tensors
 from hvtrain.adapters.keras.calling import forward
 from hvtrain.adapters.keras.precision import Precision
 from hvtrain.adapters.keras.statistics import Statistics
-from hvtrain.adapters.keras.steps import Steps
 from hvtrain.adapters.keras.variables import Variables
+from hvtrain.adapters.keras.whole import layout
 from hvtrain.checkpoint.blob import Blob
 from hvtrain.comm import flat
 from hvtrain.comm.codecs import EngineCodec
@@ -50,7 +50,7 @@ class KerasAdapter:
                  tick: Callable[[], None] = lambda: None):
         self._job, self._task, self._world, self._tick = job, task, SoloWorld(), tick
         self._stateful = getattr(task, "stateful_metrics", None)  # metrics that keep a state; see hvtrain.keras
-        take_devices(threads, local_rank)
+        self._layout = layout(job, threads, local_rank)
 
     def build(self) -> None:
         job = self._job
@@ -62,12 +62,13 @@ class KerasAdapter:
             raise UserCodeError(f"Task.model gave a {type(model).__name__}; it must give a keras.Model")
         self.model = model
         self._overflow = False
-        if kinds.built(model):
-            self._complete()
+        if kinds.built(model) and not self._layout.needs_example:
+            self._complete(None)
 
-    def _complete(self) -> None:
+    def _complete(self, batch: Any) -> None:
         """Make what needs the model's variables."""
         job = self._job
+        self._layout.lay(self._task, self.model, batch)
         refusals.check_model(self.model, job.train.precision)
         optimizers.freeze(self.model, job.optim)
         self._variables = Variables(self.model)
@@ -79,12 +80,12 @@ class KerasAdapter:
         self._codec = EngineCodec(job.comm.codec)
         self._shapes = [tuple(v.shape) for v in trainable.values()]
         self._plan = flat.plan(self._shapes, [_summable(name, v, job) for name, v in trainable.items()],
-                               int(job.comm.bucket_mb * MEGABYTE), int(job.comm.first_bucket_mb * MEGABYTE))
-        self._averages = {name: tf.Variable(v.value, trainable=False) for name, v in trainable.items()} \
-            if job.train.ema is not None else {}
-        self._steps = Steps(self._task, self.model, self._variables, self.optimizer, self._plan, self._take,
-                            [(average, trainable[name]) for name, average in self._averages.items()],
-                            job.train.jit_compile)
+                               int(job.comm.bucket_mb * MEGABYTE), int(job.comm.first_bucket_mb * MEGABYTE),
+                               self._layout.stages(list(trainable.values())))
+        self._averages = {name: kinds.beside(v) for name, v in trainable.items()} if job.train.ema is not None else {}
+        self._steps = self._layout.steps(
+            self._task, self.model, self._variables, self.optimizer, self._plan, self._take,
+            [(average, trainable[name]) for name, average in self._averages.items()], job.train.jit_compile)
         self._buckets: flat.FlatBuckets | None = None
         self._statistics = Statistics({})
 
@@ -92,11 +93,12 @@ class KerasAdapter:
         batch, count = example()
         batch = tensors(batch)
         if not hasattr(self, "_variables"):
-            self._call_once(batch)
-            self._complete()
+            if not kinds.built(self.model):
+                self._call_once(batch)
+            self._complete(batch)
         # A step of which nothing remains.
         before = {name: kinds.array(variable) for name, variable in self._variables.others.items()}
-        self._steps.compute(batch, count, 0.0, 1.0, self._seeds(0, 0))
+        self._steps.rehearse(batch, count, lambda number: self._seeds(0, number))
         for name in self._steps.changed:
             self._variables.others[name].assign(before[name])
         self._statistics = Statistics(self._variables.statistics((), self._task.averaged_buffers))
@@ -130,13 +132,9 @@ class KerasAdapter:
         self._buckets.begin()
         self._statistics.keep()
         try:
-            loss_sum = 0.0
-            for number, (batch, count) in enumerate(zip(batches, counts)):
-                self._buckets.pass_begins(number == 0, number == len(batches) - 1)
-                with tracing.span(tracing.COMPUTE, "forward and backward", number):
-                    loss_sum += self._steps.compute(tensors(batch), count, 1.0 / total, self._precision.factor,
-                                                    self._seeds(self._step, number))
-                self._tick()
+            loss_sum = self._steps.step(batches, counts, 1.0 / total, self._precision.factor,
+                                        lambda number: self._seeds(self._step, number), self._buckets.pass_begins,
+                                        self._tick)
             self._statistics.write(self._buckets.statistics, sum(counts) / total)
             summed, flags_sum, waited, hidden = self._buckets.finish(loss_sum, flags, bool(batches))
         except RoundBroken:
@@ -262,16 +260,3 @@ def _summable(name: str, variable: Any, job: Job) -> str:
                          + ", or keep the model in float32 (with train.precision: bf16 or fp16 it computes in half "
                            "precision all the same)")
     return dtype
-
-
-def take_devices(threads: int, local_rank: int) -> None:
-    """Have TensorFlow use ``threads`` threads, and one of the host's GPUs. Only before its first operation."""
-    try:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1 if threads == 1 else 2)
-        gpus = tf.config.list_physical_devices("GPU")
-        if gpus:
-            tf.config.set_visible_devices(gpus[local_rank % len(gpus)], "GPU")
-            tf.config.experimental.set_memory_growth(gpus[local_rank % len(gpus)], True)
-    except RuntimeError:  # TensorFlow is at work already, in a process of the user's own
-        pass

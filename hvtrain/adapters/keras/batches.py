@@ -81,10 +81,15 @@ class AnyBatch:
         else:
             first, traced = extents, {}
             self._kinds.append((kind, first, traced))
-        differing = tuple(tuple(a != b for a, b in zip(mine, its)) for mine, its in zip(extents, first))
+        differing = self._differing(batch, extents, first)
         if differing not in traced:
             traced[differing] = self._trace(batch, parts, differing)
         return traced[differing]
+
+    def _differing(self, batch: Any, extents: Sequence[tuple[int, ...]],
+                   first: Sequence[tuple[int, ...]]) -> tuple[tuple[bool, ...], ...]:
+        """In which extents each part of ``batch`` differs from the ``first``."""
+        return tuple(tuple(a != b for a, b in zip(mine, its)) for mine, its in zip(extents, first))
 
     def _trace(self, batch: Any, parts: Sequence[tf.Tensor], differing: tuple[tuple[bool, ...], ...]) -> Traced:
         specs = [tf.TensorSpec([None, *(None if free else extent for extent, free in zip(part.shape[1:], ones))]

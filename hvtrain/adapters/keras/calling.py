@@ -19,10 +19,7 @@ def forward(task: Task, model: keras.Model, batch: Any, training: bool) -> Any:
     subclassed models, unless their ``call`` has an argument for each: then a tuple is spread over the positions, a
     dictionary over the keywords; but not with ``task.whole_inputs``.
     """
-    inputs = task.inputs(batch)
-    wanted = getattr(model, "_inputs_struct", None)
-    if isinstance(inputs, dict) and isinstance(wanted, dict) and set(wanted) < set(inputs):
-        inputs = {name: inputs[name] for name in wanted}  # the batch may hold targets beside
+    inputs = model_inputs(task, model, batch)
     whole = (isinstance(model, keras.Sequential) or hasattr(model, "_inputs_struct")
              or getattr(task, "whole_inputs", False))
     if not whole and isinstance(inputs, dict) and inputs and set(inputs) <= set(_parameters(model)):
@@ -30,6 +27,15 @@ def forward(task: Task, model: keras.Model, batch: Any, training: bool) -> Any:
     if not whole and isinstance(inputs, (tuple, list)) and 1 < len(inputs) <= len(_places(model)):
         return model(*inputs, training=training)
     return model(inputs, training=training)
+
+
+def model_inputs(task: Task, model: keras.Model, batch: Any) -> Any:
+    """What ``model`` takes of ``batch``: what ``task.inputs`` gives, without what a dictionary holds beside."""
+    inputs = task.inputs(batch)
+    wanted = getattr(model, "_inputs_struct", None)
+    if isinstance(inputs, dict) and isinstance(wanted, dict) and set(wanted) < set(inputs):
+        return {name: inputs[name] for name in wanted}  # the batch may hold targets beside
+    return inputs
 
 
 def _parameters(model: keras.Model) -> dict[str, inspect.Parameter]:

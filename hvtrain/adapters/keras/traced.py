@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any, Callable, Sequence
 
 import numpy as np
@@ -29,6 +30,33 @@ class Traced:
 
     def __call__(self, *tensors: tf.Tensor) -> Any:
         return self._concrete._call_flat(list(tensors), self._captured)
+
+
+class TracedBeside:
+    """``make``'s function, traced in a thread of its own while this one has to wait for others; the first call waits.
+
+    What tracing raises is raised by the first call.
+    """
+
+    def __init__(self, make: Callable[[], Traced]):
+        self._make, self._traced, self._error = make, None, None
+        self._thread: threading.Thread | None = threading.Thread(target=self._trace, name="tracing", daemon=True)
+        self._thread.start()
+
+    def _trace(self) -> None:
+        try:
+            self._traced = self._make()
+        except BaseException as error:  # noqa: BLE001 - raised again where it can be handled
+            self._error = error
+
+    def __call__(self, *tensors: tf.Tensor) -> Any:
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            raise self._error
+        assert self._traced is not None
+        return self._traced(*tensors)
 
 
 def shared(array: np.ndarray) -> tf.Tensor | None:

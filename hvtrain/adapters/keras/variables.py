@@ -14,6 +14,7 @@ from typing import Any, Iterable, Mapping, Sequence
 
 import keras
 import numpy as np
+import tensorflow as tf
 from keras.src.random.seed_generator import global_seed_generator  # it has no public name (Keras 3.15)
 
 from hvtrain.checkpoint.blob import Blob
@@ -120,6 +121,12 @@ class Variables:
 
 def _floating(variable: Any) -> bool:
     return "float" in str(variable.dtype)
+
+
+def beside(variable: Any) -> tf.Variable:
+    """A variable with the same content, on the same device."""
+    with tf.device(variable.value.device):
+        return tf.Variable(variable.value, trainable=False)
 
 
 def array(variable: Any, copy: bool = True) -> np.ndarray:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 
-from hvtrain import probe, tracing
+from hvtrain import probe
 from hvtrain.adapters import sharing
 from hvtrain.adapters.base import Reduced
+from hvtrain.adapters.torch import batches as batching
 from hvtrain.adapters.torch import codecs, optimizers, state
 from hvtrain.adapters.torch.averages import Averages
 from hvtrain.adapters.torch.gradients import FlatGradients
+from hvtrain.adapters.torch.passes import Passes, WholeModel
 from hvtrain.adapters.torch.precision import Precision
 from hvtrain.adapters.torch.statistics import Statistics
 from hvtrain.checkpoint.blob import Blob
@@ -42,7 +44,9 @@ class TorchAdapter:
     def __init__(self, job: Job, task: Task, *, threads: int, local_rank: int = 0,
                  tick: Callable[[], None] = lambda: None):
         self._job, self._task, self._world, self._tick = job, task, SoloWorld(), tick
-        torch.set_num_threads(threads)
+        self._local_rank = local_rank
+        stages = job.hybrid.stages if job.hybrid is not None else 1
+        torch.set_num_threads(max(1, threads // stages) if isinstance(stages, int) else threads)  # those of each stage
         cuda = torch.cuda.is_available()
         self.device = torch.device("cuda", local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
 
@@ -51,9 +55,10 @@ class TorchAdapter:
         model = self._task.model()
         if not isinstance(model, torch.nn.Module):
             raise UserCodeError(f"Task.model gave a {type(model).__name__}; it must give a torch.nn.Module")
-        self.model = model.to(self.device)
         optim = self._job.optim
-        optimizers.freeze(self.model, optim.groups)
+        optimizers.freeze(model, optim.groups)
+        self._passes = self._make_passes(model)
+        self.model, self.device = model, self._passes.device
         self.optimizer = optimizers.build(self._task, self.model, optim)
         self._base_rates = optimizers.base_rates(self.optimizer)
         self._initial = [dict(group) for group in self.optimizer.param_groups]
@@ -65,17 +70,26 @@ class TorchAdapter:
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         self._codec = codecs.choose(comm.codec, named)
         self._precision = Precision(self._job.train.precision, self.device, self._job.train.loss_scale)
+        self._passes.use(self._precision, self._statistics)
         self._overflow = False
         self._gradients = FlatGradients(self._trainable, self._statistics,
                                         bucket_bytes=int(comm.bucket_mb * MEGABYTE),
                                         first_bytes=int(comm.first_bucket_mb * MEGABYTE), codec=self._codec,
-                                        zeros=horovod_torch.zeros if comm.shared_memory else torch.zeros)
+                                        zeros=horovod_torch.zeros if comm.shared_memory else torch.zeros,
+                                        stages=self._passes.stages)
         decay = self._job.train.ema
         self._averages = Averages(self.model, decay) if decay is not None else None
-        self.model.train()
+        self._passes.train(True)
+
+    def _make_passes(self, model: torch.nn.Module) -> Passes:
+        if self._job.hybrid is None:
+            return WholeModel(model.to(self.device), self._task, self.device, self._tick)
+        from hvtrain.adapters.torch.staged import StagedModel
+
+        return StagedModel(model, self._task, self._job.hybrid, self._local_rank, self._tick)
 
     def warm_up(self, example: Callable[[], tuple[Any, int]]) -> None:
-        pass  # nothing is traced
+        self._passes.learn(example)
 
     def join(self, world: World) -> None:
         self._world = world
@@ -86,34 +100,15 @@ class TorchAdapter:
         common = self._job.run.seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9
         mixed = common + self._world.rank * 0x94D049BB133111EB
         self._world.noise(common)
-        # Not torch.manual_seed: it also asks every accelerator library and takes 0.7 ms.
-        torch.default_generator.manual_seed(mixed & (2**63 - 1))
-        if self.device.type == "cuda":
-            torch.cuda.manual_seed(mixed & (2**63 - 1))
+        self._passes.seed(mixed & (2**63 - 1))
 
     def gradients(self, batches: Sequence[Any], counts: Sequence[int], total: int,
                   flags: Sequence[float]) -> Reduced:
         self._gradients.begin()
         self._statistics.keep()
         try:
-            loss_sum = 0.0
-            for number, (batch, count) in enumerate(zip(batches, counts)):
-                batch = self._to_device(batch)
-                with tracing.span(tracing.COMPUTE, "forward", number):
-                    with self._precision.context():
-                        outputs = self._forward(batch)
-                        probe.reached("forward")
-                        losses = self._losses(outputs, batch, count)
-                    value = losses.sum()
-                    loss_sum += value.item()
-                if number == len(batches) - 1:
-                    self._gradients.expect_last(loss_sum, flags, sum(counts) / total)
-                with tracing.span(tracing.COMPUTE, "backward", number):
-                    (value / (total / self._precision.factor)).backward()
-                self._tick()
-            if not batches:
-                self._gradients.expect_last(0.0, flags, 0.0)
-            summed, flags_sum, waited, hidden = self._gradients.finish()
+            loss_sum = self._passes.run(batches, counts, total / self._precision.factor, self._gradients.last)
+            summed, flags_sum, waited, hidden = self._gradients.finish(loss_sum, flags, sum(counts) / total)
         except RoundBroken:
             self._statistics.put_back()
             raise
@@ -147,6 +142,7 @@ class TorchAdapter:
         if scale is not None:
             scale.good()
         self._gradients.adopt_statistics()
+        self._passes.sync()
         if self._averages is not None:
             self._averages.update(step)
         return values
@@ -155,22 +151,34 @@ class TorchAdapter:
     def evaluate(self, batches: Iterable[tuple[Any, int]], ema: bool) -> Mapping[str, float]:
         sums: dict[str, float] = {}
         samples = 0
-        self.model.eval()
+        self._passes.train(False)
         try:
-            with self._averages.in_place() if ema and self._averages is not None else nullcontext():
+            with self._weights(ema):
                 for batch, count in batches:
-                    batch = self._to_device(batch)
                     with self._precision.context():
-                        outputs = self._forward(batch)
-                        losses = self._losses(outputs, batch, count)
+                        outputs, batch = self._passes.infer(batch)
+                        losses = batching.losses(self._task, outputs, batch, count)
                         losses = losses if losses.dim() else losses.double() / count  # one for all: the mean again
                         values = {"loss": losses, **self._task.metrics(outputs, batch)}
                     for name, value in values.items():
-                        sums[name] = sums.get(name, 0.0) + self._sum(name, value, count)
+                        sums[name] = sums.get(name, 0.0) + batching.total(name, value, count)
                     samples += count
         finally:
-            self.model.train()
+            self._passes.train(True)
         return sharing.means(self._world, sums, samples)
+
+    @contextmanager
+    def _weights(self, ema: bool) -> Iterator[None]:
+        """Within this context the model has its weights, or with ``ema`` their averages."""
+        if not ema or self._averages is None:
+            yield
+            return
+        try:
+            with self._averages.in_place():
+                self._passes.sync()
+                yield
+        finally:
+            self._passes.sync()
 
     @torch.no_grad()
     def finite(self) -> bool:
@@ -207,6 +215,7 @@ class TorchAdapter:
         if self._precision.scale is not None and "loss_scale" in scalars:
             self._precision.scale.restore(scalars["loss_scale"])
         self._statistics.refresh()
+        self._passes.sync()
 
     def total(self, values: Sequence[float], name: str) -> list[float]:
         return sharing.total(self._world, values, name)
@@ -216,45 +225,3 @@ class TorchAdapter:
 
     def share_state(self, root: int) -> int:
         return sharing.share_state(self._world, self, root, self._tick)
-
-    def _forward(self, batch: Any) -> Any:
-        inputs = self._task.inputs(batch)
-        if isinstance(inputs, dict):
-            return self.model(**inputs)
-        return self.model(*inputs) if isinstance(inputs, (tuple, list)) else self.model(inputs)
-
-    def _losses(self, outputs: Any, batch: Any, count: int) -> torch.Tensor:
-        losses = self._task.loss(outputs, batch)
-        if not isinstance(losses, torch.Tensor):
-            raise UserCodeError(f"Task.loss gave a {type(losses).__name__}; it must give a tensor")
-        if losses.dtype in (torch.float16, torch.bfloat16):  # before they are multiplied and added up
-            losses = losses.float()
-        if losses.dim() == 0:
-            return losses * count
-        if losses.shape != (count,):
-            raise UserCodeError(f"Task.loss gave shape {tuple(losses.shape)} for a batch of {count} samples; it must "
-                                f"give one loss per sample, shape ({count},), or their mean, a scalar. "
-                                "With torch's losses: reduction='none', then the mean over what belongs to one sample")
-        return losses
-
-    @staticmethod
-    def _sum(name: str, value: Any, count: int) -> float:
-        tensor = torch.as_tensor(value)
-        if tensor.dim() == 0:
-            return float(tensor) * count
-        if tensor.shape != (count,):
-            raise UserCodeError(f"Task.metrics gave {name!r} with shape {tuple(tensor.shape)} for a batch of {count} "
-                                f"samples; it must be one value per sample, shape ({count},), or a scalar mean")
-        return float(tensor.double().sum())
-
-    def _to_device(self, batch: Any) -> Any:
-        if isinstance(batch, torch.Tensor):
-            return batch.to(self.device, non_blocking=True) if self.device.type != "cpu" else batch
-        if isinstance(batch, dict):
-            return {key: self._to_device(value) for key, value in batch.items()}
-        if isinstance(batch, (tuple, list)):
-            moved = [self._to_device(value) for value in batch]
-            return type(batch)(*moved) if hasattr(batch, "_fields") else type(batch)(moved)  # a named tuple, or not
-        if hasattr(batch, "__array_interface__"):
-            return self._to_device(torch.as_tensor(batch))
-        return batch

@@ -6,8 +6,11 @@
                                    (later micro-batches add in place)
 
 The last bucket carries a tail behind its gradients: the sum of losses, the flags, and the statistics of
-normalisation layers. So a step needs no collective operation beside those of its gradients. With a lossy codec the
-tail goes by itself, as it is.
+normalisation layers. It starts when these are known, once backward is over. So a step needs no collective operation beside
+those of its gradients. With a lossy codec the tail goes by itself, as it is.
+
+Where the model is cut into stages, each has buckets of its own, which its thread fills and starts while the stages
+before it still compute.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ LINE = 16
 
 
 def _on_cpu(bucket: layout.Bucket) -> bool:
-    dtype, device = bucket.kind
+    dtype, device, _ = bucket.kind
     return dtype == torch.float32 and device.type == "cpu"
 
 
@@ -45,16 +48,20 @@ class FlatGradients:
         bucket_bytes, first_bytes: size limits, see :func:`hvtrain.comm.buckets.plan`.
         codec: how buckets travel.
         zeros: makes a float32 vector of so many zeros on the CPU, for instance in memory that neighbours can read.
+        stages: the stage of each parameter; left out, the model is not in stages.
     """
 
     def __init__(self, parameters: Sequence[torch.nn.Parameter], statistics: Statistics, *,
                  bucket_bytes: int, first_bytes: int, codec: Codec = PLAIN,
-                 zeros: Callable[[int], torch.Tensor] = torch.zeros):
+                 zeros: Callable[[int], torch.Tensor] = torch.zeros, stages: Sequence[int] | None = None):
         self._codec = codec
         self._parameters = list(parameters)
         self._statistics = statistics
-        items = [layout.Item(i, p.numel(), p.element_size(), (p.dtype, p.device))
+        self._staged = stages is not None
+        self._stages = [0] * len(self._parameters) if stages is None else list(stages)
+        items = [layout.Item(i, p.numel(), p.element_size(), (p.dtype, p.device, self._stages[i]))
                  for i, p in enumerate(self._parameters)]
+        items.sort(key=lambda item: self._stages[item.index])  # the first stage ends last, and carries the tail
         self._plan = layout.plan(items, bucket_bytes, first_bytes)
         self._tail_size = 1 + FLAGS + statistics.elements
         self._flats: list[torch.Tensor] = []
@@ -78,8 +85,9 @@ class FlatGradients:
         self._missing = [0] * len(self._plan)
         self._handles: list[Any] = [None] * len(self._flats)
         self._started = [False] * len(self._flats)
-        self._arrived: set[int] = set()  # parameters whose gradient this step's last backward has made
-        self._reducing = False
+        # Of each stage: the parameters whose gradients its last backward pass has made; whether that has begun.
+        self._arrived: list[set[int]] = [set() for _ in range(max(self._stages, default=0) + 1)]
+        self._reducing = [False] * len(self._arrived)
         self._reduced_before = 0.0
         self._world: World | None = None
         self._hooks = [p.register_post_accumulate_grad_hook(self._hook(i)) for i, p in enumerate(self._parameters)]
@@ -105,28 +113,28 @@ class FlatGradients:
         for parameter in self._parameters:
             parameter.grad = None
         self._tail.zero_()
-        self._reducing = False
+        self._missing = [len(bucket.slots) for bucket in self._plan]
+        self._started = [False] * len(self._flats)
+        self._reducing = [False] * len(self._reducing)
+        for arrived in self._arrived:
+            arrived.clear()
+        self._reduced_before = self._world.reduced() if self._world is not None else 0.0
 
-    def expect_last(self, loss_sum: float, flags: Sequence[float], weight: float) -> None:
-        """The coming backward is this rank's last of the step: reduce every bucket as soon as it is full.
+    def last(self, stage: int = 0) -> None:
+        """The coming backward pass of ``stage`` is its last: each of its buckets is reduced as soon as it is full, but the
+        one that carries the tail. Called by the thread that runs it."""
+        self._reducing[stage] = True
 
-        ``weight`` is this rank's share of the global batch, for the statistics.
+    def finish(self, loss_sum: float, flags: Sequence[float], weight: float) -> tuple[
+            float, tuple[float, ...], float, float]:
+        """Start what backward left out, wait for all.
+
+        ``weight`` is this rank's share of the global batch, for the statistics. Returns the sum of losses, the flags, and the seconds that were waited and that reductions went on unseen.
         """
         assert len(flags) <= FLAGS
         head = torch.tensor([loss_sum, *flags])
         self._tail[:len(head)] = head.to(self._tail.device)
         self._statistics.write(self._tail[1 + FLAGS:], weight)
-        self._missing = [len(bucket.slots) for bucket in self._plan]
-        self._arrived.clear()
-        self._reduced_before = self._world.reduced() if self._world is not None else 0.0
-        self._started = [False] * len(self._flats)
-        self._reducing = True
-
-    def finish(self) -> tuple[float, tuple[float, ...], float, float]:
-        """Start what backward left out, wait for all.
-
-        Returns the sum of losses, the flags, and the seconds that were waited and that reductions went on unseen.
-        """
         for index, parameter in enumerate(self._parameters):
             if parameter.grad is None:  # no sample of this rank, or no path to the loss
                 view = self._views[index]
@@ -158,7 +166,10 @@ class FlatGradients:
         return all(bool(torch.isfinite(flat[:bucket.elements].sum())) for flat, bucket in zip(self._flats, self._plan))
 
     def norm(self) -> torch.Tensor:
-        """L2 norm over all gradients (the tail left out)."""
+        """L2 norm over all gradients (the tail left out). For a model in stages its bits do not depend on the stages."""
+        if self._staged:
+            norms = torch._foreach_norm([self._views[index] for index in range(len(self._parameters))])
+            return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
         parts = [torch.linalg.vector_norm(flat[:bucket.elements])
                  for flat, bucket in zip(self._flats, self._plan)]
         return torch.linalg.vector_norm(torch.stack([part.to(parts[0].device) for part in parts]))
@@ -180,7 +191,8 @@ class FlatGradients:
         return self._codec if number < len(self._plan) else PLAIN  # the tail, if it is by itself
 
     def _hook(self, index: int):
-        number, view = self._bucket_of[index], self._views[index]
+        number, view, stage = self._bucket_of[index], self._views[index], self._stages[index]
+        arrived, early = self._arrived[stage], self._bucket_of[index] < len(self._flats) - 1
 
         def on_gradient(parameter: torch.nn.Parameter) -> None:
             if parameter.grad.layout is not torch.strided:
@@ -189,17 +201,17 @@ class FlatGradients:
             if parameter.grad is not view:  # the first micro-batch: autograd has handed over a fresh tensor
                 view.copy_(parameter.grad)
                 parameter.grad = view
-            if self._reducing:
-                if index in self._arrived:  # its bucket may be on its way already
+            if self._reducing[stage]:
+                if index in arrived:  # its bucket may be on its way already
                     raise UserCodeError(
                         f"the gradient of a parameter of shape {tuple(parameter.shape)} arrived twice in one backward "
                         "pass, as it does when a layer is used in several re-entrant activation checkpoints; call "
                         "torch.utils.checkpoint.checkpoint with use_reentrant=False")
-                if not self._arrived:
+                if not arrived:
                     probe.reached("backward")
-                self._arrived.add(index)
+                arrived.add(index)
                 self._missing[number] -= 1
-                if self._missing[number] == 0:
+                if self._missing[number] == 0 and early:
                     self._start(number)
 
         return on_gradient

@@ -16,12 +16,19 @@ class Precision:
     """``name`` is train.precision. ``scale`` is the dynamic loss scale, None unless it is fp16."""
 
     def __init__(self, name: str, device: torch.device, loss_scale: float):
-        self._type, self._device = _TYPES.get(name), device.type
+        self._type, self._device = _TYPES.get(name), device
         self.scale = LossScale(loss_scale) if name == "fp16" else None
 
-    def context(self) -> ContextManager[object]:
-        """Within it, forward passes compute in that format where it is sound (torch.autocast's lists)."""
-        return nullcontext() if self._type is None else torch.autocast(self._device, dtype=self._type)
+    def context(self, device: torch.device | None = None, cache: bool = True) -> ContextManager[object]:
+        """Within it, forward passes compute in that format where it is sound (torch.autocast's lists).
+
+        ``device``: another one than usual. ``cache``: weights that are used several times are cast once. PyTorch has one
+        such cache for all threads, and empties it whenever one of them leaves: then it depends on timing which
+        gradients are added up in which format.
+        """
+        if self._type is None:
+            return nullcontext()
+        return torch.autocast((device or self._device).type, dtype=self._type, cache_enabled=cache)
 
     @property
     def factor(self) -> float:

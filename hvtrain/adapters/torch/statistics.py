@@ -17,7 +17,7 @@ from hvtrain.errors import UserCodeError
 
 
 class Statistics:
-    """The averaged buffers of a model. ``elements`` is their total size.
+    """The averaged buffers of a model. ``elements`` is their total size, ``buffers`` are they and their counters.
 
     Args:
         patterns: names of further buffers to average (globs), from ``Task.averaged_buffers``.
@@ -38,6 +38,7 @@ class Statistics:
                 self._others.append((name, buffer, buffer._version))
         self.elements = sum(buffer.numel() for buffer in self._floats)
         self.device = self._floats[0].device if self._floats else None
+        self.buffers = [*self._floats, *self._counters]
         self._kept = [torch.empty_like(buffer) for buffer in self._floats]
         self._kept_counters = [torch.empty_like(buffer) for buffer in self._counters]
 

@@ -10,12 +10,13 @@ from hvtrain.control.messages.base import Beat, Count, Event, Exit, Message, Nam
 
 
 class AgentHello(Message):
-    """First message of an agent. ``job_digest`` shows that all agents were started with the same job."""
+    """First message of an agent. ``job_digest`` shows that all agents were started with the same job; one without
+    ``slots`` stands by for as long as the job lasts."""
 
     type: Literal["agent_hello"] = "agent_hello"
     agent: Name
     host: str = Field(max_length=255)
-    slots: int = Field(ge=1, le=4096)
+    slots: int = Field(ge=0, le=4096)
     pid: Count
     version: str = Field(max_length=50)
     job_digest: str = Field(max_length=64)

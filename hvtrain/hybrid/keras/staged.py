@@ -1,0 +1,43 @@
+"""A model whose layers lie in stages on several devices of this worker."""
+
+from __future__ import annotations
+
+from typing import Any, Sequence
+
+import keras
+import numpy as np
+
+from hvtrain.adapters.keras.steps import Steps
+from hvtrain.config import Job
+from hvtrain.data.feed import pieces
+from hvtrain.hybrid.keras import devices
+from hvtrain.hybrid.keras.links import chain
+from hvtrain.hybrid.keras.stages import cut, owners, place, settled
+from hvtrain.hybrid.keras.steps import StagedSteps
+from hvtrain.task import Task
+
+
+class Staged:
+    """Fulfils :class:`hvtrain.adapters.keras.whole.Layout`. Raises UsageError for stages that are not settled."""
+
+    needs_example = True
+
+    def __init__(self, job: Job, threads: int, local_rank: int):
+        assert job.hybrid is not None
+        self._hybrid = job.hybrid
+        self._split = settled(job)
+        self._devices = devices.take(job.hybrid, len(self._split), threads, local_rank)
+        share = max(1, job.data.global_batch // (job.launch.workers or 1))
+        self._microbatches = len(pieces(job)(np.arange(share)))
+
+    def lay(self, task: Task, model: keras.Model, batch: Any) -> None:
+        self._chain = chain(model, task, batch)
+        self._stages = cut(self._chain, self._split, self._devices)
+        place(model.variables, [self._devices[stage] for stage in self.stages(model.variables)])
+
+    def stages(self, variables: Sequence[Any]) -> list[int]:
+        return owners(self._stages, variables)
+
+    def steps(self, *parts: Any) -> Steps:
+        return StagedSteps(*parts, chain=self._chain, stages=self._stages, hybrid=self._hybrid,
+                           microbatches=self._microbatches)

@@ -1,0 +1,88 @@
+"""A measurement of a job's model as it is kept with the run: RUN/profile.json.
+
+It is used again as long as it would come out the same: for the same task with the same arguments, batch and optimizer, on
+the same kind of machine, and as long as the files that the task was made from have not changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Mapping
+
+from hvtrain.config import Job
+from hvtrain.hybrid.costs import ModelCosts
+
+FILE_NAME = "profile.json"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was found on the machine that measured.
+
+    Attributes:
+        costs: of the model's layers, with one thread where the device is the processor.
+        parallel: the part of the computation that threads share (:class:`hvtrain.hybrid.cluster.Cluster`).
+        gpus: GPUs that the framework has; 0 where it computes on the processor.
+        memory: bytes of the smallest of them; None without any.
+        key: of the job and the machine (:func:`key`).
+        code: SHA-256 of the task's files, by absolute path.
+    """
+
+    costs: ModelCosts
+    parallel: float = 0.0
+    gpus: int = 0
+    memory: int | None = None
+    key: str = ""
+    code: Mapping[str, str] = field(default_factory=dict)
+
+    def is_of(self, job: Job, hardware: str) -> bool:
+        """Whether ``job`` would be measured alike on such ``hardware``, with the code as it is now."""
+        return self.key == key(job, hardware) and all(digest(path) == known for path, known in self.code.items())
+
+    def to_json(self) -> str:
+        """As text; :meth:`from_json` reads it."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Measurement:
+        """Raises ValueError for what is none."""
+        try:
+            values: dict[str, Any] = json.loads(text)
+            return cls(**{**values, "costs": ModelCosts.from_json(json.dumps(values["costs"]))})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"no measurement of a model: {error}") from None
+
+
+def shared_part(one: ModelCosts, many: ModelCosts, threads: int) -> float:
+    """The part of a computation that threads share, from its times with one and with ``threads`` (Amdahl's law)."""
+    alone, together = (sum(layer.forward + layer.backward for layer in costs.layers) for costs in (one, many))
+    return min(1.0, max(0.0, (1 - together / alone) / (1 - 1 / threads))) if alone > 0 else 0.0
+
+
+def key(job: Job, hardware: str) -> str:
+    """Equal for jobs that are measured alike; ``hardware`` describes the machine."""
+    values = job.model_dump(mode="json")
+    parts = {"hardware": hardware, "framework": job.framework, "task": values["task"], "global_batch": job.data.global_batch,
+             "precision": job.train.precision, "optim": {name: values["optim"][name] for name in ("name", "args", "groups")},
+             "devices": job.hybrid.devices if job.hybrid is not None else "auto"}
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def digest(path: str | Path) -> str:
+    """SHA-256 of a file; empty if it cannot be read."""
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def kept(run_dir: str | Path, job: Job, hardware: str) -> Measurement | None:
+    """The run's measurement, if it has one that is of ``job`` on such ``hardware``."""
+    try:
+        found = Measurement.from_json((Path(run_dir) / FILE_NAME).read_text())
+    except (OSError, ValueError):
+        return None
+    return found if found.is_of(job, hardware) else None

@@ -1,0 +1,138 @@
+"""Measures a job's model in a process of its own, so that whoever asks need not import a framework.
+
+``python -m hvtrain.hybrid.measuring FD PARENT_PID``: the request comes on standard input as one JSON object, the answer
+goes to the descriptor FD: a measurement, or why there is none.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import hvtrain
+from hvtrain import failure, target
+from hvtrain.config import Job
+from hvtrain.control import process
+from hvtrain.errors import UsageError, UserCodeError
+from hvtrain.hybrid.costs import ModelCosts
+from hvtrain.hybrid.measurement import Measurement, digest
+
+
+@dataclass(frozen=True)
+class Request:
+    """Measure ``job``'s model, whose code is in ``module_dir``, with micro-batches of ``samples``: on a GPU if there is one
+    and ``gpu`` is true, else on the processor with so many ``threads``. The job's ``hybrid`` section is not looked at."""
+
+    job: Job
+    module_dir: str
+    samples: int
+    threads: int = 1
+    gpu: bool = True
+
+    def to_json(self) -> dict[str, Any]:
+        job = {**self.job.model_dump(mode="json"), "hybrid": None}
+        return {"job": job, "module_dir": self.module_dir, "samples": self.samples, "threads": self.threads, "gpu": self.gpu}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> Request:
+        return cls(**{**values, "job": Job.model_validate(values["job"])})
+
+
+def measure(request: Request) -> Measurement:
+    """Build the task and its model here, and measure. Raises what user code raises, UserCodeError where it cannot be cut."""
+    from hvtrain import adapters
+
+    job = request.job
+    if job.task.target is None:
+        raise UsageError(f"a measurement takes a task (task.target); {job.task.script} is a script")
+    adapters.import_framework(job.framework)
+    task = target.build(job.task.target, request.module_dir, job.task.args)
+    batch, count = _example(job, task, request.samples)
+    measure_with = _torch if job.framework == "torch" else _keras
+    costs, gpus, memory = measure_with(request, task, batch, count)
+    return Measurement(costs, gpus=gpus, memory=memory, code={path: digest(path) for path in _code()})
+
+
+def _example(job: Job, task: Any, samples: int) -> tuple[Any, int]:
+    from hvtrain.data.loader import Loader
+    from hvtrain.data.sources import as_source
+
+    source = as_source(task.data("train"))
+    with Loader(source, task.collate, 0, 1, job.run.seed) as loader:
+        return loader.example(max(1, min(samples, len(source))))
+
+
+def _torch(request: Request, task: Any, batch: Any, count: int) -> tuple[ModelCosts, int, int | None]:
+    """The costs, the number of GPUs, and bytes of the smallest."""
+    import torch
+
+    from hvtrain.adapters.torch import optimizers
+    from hvtrain.adapters.torch.precision import Precision
+    from hvtrain.hybrid.torch.profile import measure as measure_model
+
+    job = request.job
+    gpus = torch.cuda.device_count() if request.gpu else 0
+    device = torch.device("cuda", 0) if gpus else torch.device("cpu")
+    memory = min((torch.cuda.get_device_properties(number).total_memory for number in range(gpus)), default=None)
+    torch.set_num_threads(request.threads)
+    torch.manual_seed(job.run.seed)
+    model = task.model()
+    if not isinstance(model, torch.nn.Module):
+        raise UserCodeError(f"Task.model gave a {type(model).__name__}; it must give a torch.nn.Module")
+    model.to(device).train()
+    optimizers.freeze(model, job.optim.groups)
+    optimizer = optimizers.build(task, model, job.optim)
+    precision = Precision(job.train.precision, device, job.train.loss_scale)
+    costs = measure_model(model, task, batch, count, device, optimizer, context=precision.context,
+                          uncut=job.hybrid is None or job.hybrid.stages == 1)
+    return costs, gpus, memory
+
+
+def _keras(request: Request, task: Any, batch: Any, count: int) -> tuple[ModelCosts, int, int | None]:
+    """As :func:`_torch`; TensorFlow does not tell how much memory a GPU has."""
+    import tensorflow as tf
+
+    from hvtrain.adapters.keras.adapter import KerasAdapter
+    from hvtrain.hybrid.keras.profile import measure as measure_model
+
+    # As a worker builds it: from its seed, in its precision, with its frozen variables and its optimizer.
+    whole = KerasAdapter(request.job, task, threads=request.threads)
+    whole.build()
+    whole.warm_up(lambda: (batch, count))
+    gpus = len(tf.config.list_physical_devices("GPU")) if request.gpu else 0
+    return measure_model(whole.model, task, batch, count, "/GPU:0" if gpus else "/CPU:0", whole.optimizer), gpus, None
+
+
+def _code() -> list[str]:
+    """The files that the user's modules have been imported from: all but what is installed, and hvtrain."""
+    installed = {Path(path).resolve() for path in sysconfig.get_paths().values()} | {Path(hvtrain.__file__).resolve().parent}
+    files = {Path(name).resolve() for module in list(sys.modules.values())
+             if isinstance(name := getattr(module, "__file__", None), str) and name.endswith(".py")}
+    return sorted(str(file) for file in files
+                  if file.is_file() and not installed & set(file.parents) and "site-packages" not in file.parts)
+
+
+def main() -> None:
+    """Answer one request."""
+    answer_to, parent = int(sys.argv[1]), int(sys.argv[2])
+    process.die_with_parent(parent)
+    process.set_name("hvtrain-measure")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    try:
+        answer = {"measurement": measure(Request.from_json(json.load(sys.stdin))).to_json()}
+    except BaseException as error:  # noqa: BLE001 - whatever user code raises is told to who has asked
+        account = failure.account(error)
+        answer = {"exit_code": account.exit_code, "reason": account.reason, "traceback": account.traceback}
+    with os.fdopen(answer_to, "w") as out:
+        json.dump(answer, out)
+    sys.stdout.flush()
+    os._exit(0)  # tearing a framework down takes half a second and serves nobody
+
+
+if __name__ == "__main__":
+    main()

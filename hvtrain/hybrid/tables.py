@@ -1,0 +1,68 @@
+"""A plan as text for people, and as plain values for JSON."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Sequence
+
+from hvtrain.hybrid.costs import ModelCosts
+from hvtrain.hybrid.planner import Plan, amount, describe, duration
+from hvtrain.hybrid.prediction import Prediction
+from hvtrain.report import table
+
+HEAD = ("", "REPLICAS x STAGES", "MICRO-BATCHES", "RECOMPUTE", "CODEC", "STEP", "SAMPLES/S", "MEMORY", "BUBBLE", "COMM",
+        "WAIT")
+
+LEGEND = """\
+MEMORY of the fullest device; BUBBLE: share of the stages' time without work; COMM: time in which gradients travel,
+WAIT: the part of it that no computation hides"""
+
+
+def text(plan: Plan, *, every: bool = False) -> str:
+    """The shapes as a table, the recommended one marked; with ``every`` all that there are, else the best of each kind."""
+    rows = plan.predictions if every else selected(plan)
+    lines = table.lines([HEAD, *(_row(found, plan) for found in rows)])
+    best = f"* recommended: {describe(plan.best.shape)}, {duration(plan.best.seconds)} a step. {plan.reason}"
+    problems = [] if all(found.fits for found in rows) else ["- does not fit the memory of the devices"]
+    return "\n".join([*lines, "", best, *problems, LEGEND])
+
+
+def selected(plan: Plan) -> list[Prediction]:
+    """For each number of stages, with and without recomputation, the fastest; and the recommended shape with each codec."""
+    best: dict[tuple[int, bool], Prediction] = {}
+    for found in plan.predictions:
+        kind = (found.shape.stages, found.shape.recompute)
+        if found.shape.codec == "none" and (kind not in best or _order(found) < _order(best[kind])):
+            best[kind] = found
+    chosen = list(best.values())
+    own = plan.best.shape
+    for found in plan.predictions:
+        shape = found.shape
+        alike = (shape.stages, shape.recompute, shape.microbatches) == (own.stages, own.recompute, own.microbatches)
+        if alike and found not in chosen:
+            chosen.append(found)
+    return sorted(chosen, key=lambda found: (found.shape.stages, found.shape.recompute, found.seconds))
+
+
+def _order(found: Prediction) -> tuple[bool, float]:
+    return not found.fits, found.seconds
+
+
+def _row(found: Prediction, plan: Plan) -> Sequence[object]:
+    shape = found.shape
+    mark = "*" if found is plan.best else "" if found.fits else "-"
+    rate = f"{plan.global_batch / found.seconds:,.0f}" if found.seconds else ""
+    return (mark, f"{shape.replicas} x {shape.stages}", shape.microbatches, "yes" if shape.recompute else "no", shape.codec,
+            duration(found.seconds), rate, amount(max(found.memory)), f"{found.bubble:.0%}", duration(found.communication),
+            duration(found.waiting))
+
+
+def to_json(plan: Plan, costs: ModelCosts) -> dict[str, Any]:
+    """Everything that was computed with and has come out: seconds, bytes."""
+    return {"cluster": asdict(plan.cluster), "global_batch": plan.global_batch, "costs": asdict(costs),
+            "recommended": _values(plan.best), "reason": plan.reason,
+            "predictions": [_values(found) for found in plan.predictions]}
+
+
+def _values(found: Prediction) -> dict[str, Any]:
+    return {**asdict(found), "fits": found.fits}

@@ -1,0 +1,126 @@
+"""``hvtrain plan``: a job file, and machines that need not be there -> a plan, and the command that trains so."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable, Sequence
+
+from hvtrain.config import Job, load
+from hvtrain.config.hybrid import HybridConfig
+from hvtrain.errors import UsageError
+from hvtrain.hybrid.cluster import BUS, LINK, NETWORK, Cluster
+from hvtrain.hybrid.measurement import FILE_NAME, Measurement
+from hvtrain.hybrid.planner import Choice, Plan, amount, duration, plan
+from hvtrain.hybrid.prediction import Prediction
+from hvtrain.launch import measurer
+from hvtrain.launch.settling import MOST_THREAD_STAGES, threads_each
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the command line says of the machines; None for what it leaves open. Sizes in bytes, rates in bytes per second."""
+
+    nodes: int = 1
+    devices: int | None = None
+    memory: int | None = None
+    network: float | None = None
+    link: float | None = None
+    speed: float = 1.0
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A ``plan``, the ``measurement`` under it, the ``command`` that trains so, and two lines of ``head`` for people."""
+
+    plan: Plan
+    measurement: Measurement
+    command: str
+    head: str
+
+
+def draw_up(config: str, overrides: Sequence[str], wishes: Wishes, *, fresh: bool, say: Callable[[str], None]) -> Drawn:
+    """Measure the model of the job file ``config``, unless its run has a measurement, and plan for ``wishes``.
+
+    Raises:
+        ConfigError: the job file or an override has mistakes.
+        UsageError: the job has no task of its own, or fits no shape.
+        and what :func:`hvtrain.launch.measurer.obtain` raises.
+    """
+    job = load(config, overrides)
+    if job.task.target is None:
+        raise UsageError(f"{config} trains by a script ({job.task.script}); a plan takes a job with a task (task.target), "
+                         "whose model can be measured")
+    if job.framework == "numpy":
+        raise UsageError("framework: numpy has no stages, so there is nothing to plan; a plan takes torch or keras")
+    hybrid = job.hybrid or HybridConfig()
+    measured = job.model_copy(update={"hybrid": hybrid})
+    cores = len(os.sched_getaffinity(0))
+    workers = job.launch.workers or 1  # as `hvtrain run` would, which then takes this measurement
+    found = measurer.obtain(measured, str(Path(config).resolve().parent), workers=workers,
+                            threads=threads_each(job, workers), fresh=fresh,
+                            before=lambda: say(f"measuring the model of {config} ..."))
+    path = measurer.keep(job.run.dir, found)
+    cluster = _cluster(hybrid, found, wishes, cores)
+    drawn = plan(found.costs, cluster, job.data.global_batch, _choice(hybrid, found, cluster))
+    return Drawn(drawn, found, command(config, overrides, job, drawn), _head(config, drawn, found, path))
+
+
+def _cluster(hybrid: HybridConfig, found: Measurement, wishes: Wishes, cores: int) -> Cluster:
+    """Devices that were asked for are devices of their own; else they are what this machine has."""
+    own = wishes.devices is not None or found.gpus > 0
+    given = hybrid.memory.bytes if hybrid.memory is not None else found.memory
+    return Cluster(nodes=wishes.nodes, devices=wishes.devices or found.gpus or cores, memory=wishes.memory or given,
+                   network=wishes.network or NETWORK, link=wishes.link or (BUS if own else LINK),
+                   cores=None if own else cores, parallel=found.parallel, speed=wishes.speed)
+
+
+def _choice(hybrid: HybridConfig, found: Measurement, cluster: Cluster) -> Choice:
+    codecs = ("none",) if cluster.nodes == 1 else ("none", "fp16") if found.gpus else ("none", "fp16", "bf16", "int8")
+    stages = None
+    if cluster.cores is not None and cluster.memory is not None:  # threads can be more than cores
+        stages = tuple(range(1, max(cluster.devices, MOST_THREAD_STAGES) + 1))
+    return Choice(stages=stages, codecs=codecs, schedule=hybrid.schedule)
+
+
+def command(config: str, overrides: Sequence[str], job: Job, drawn: Plan) -> str:
+    """What to type to train in the recommended shape."""
+    best, cluster = drawn.best, drawn.cluster
+    settings = [*overrides, *_settings(best, job, drawn.global_batch)]
+    if cluster.nodes == 1:
+        return shlex.join(["hvtrain", "run", config, "-np", str(best.shape.replicas), *settings])
+    hosts = f"HOST1:{cluster.devices},HOST2:{cluster.devices}" + (",..." if cluster.nodes > 2 else "")
+    start = f"horovodrun -np {cluster.nodes * cluster.devices} -H {hosts} "
+    return start + shlex.join(["hvtrain", "run", config, *settings])
+
+
+def _settings(best: Prediction, job: Job, global_batch: int) -> list[str]:
+    shape, hybrid = best.shape, job.hybrid
+    codec = [f"comm.codec={shape.codec}"] if shape.codec != job.comm.codec else []
+    if shape.stages == 1 and not shape.recompute:
+        whole = ["hybrid=null"] if hybrid is not None else []
+        micro = -(-global_batch // (shape.replicas * shape.microbatches))
+        return [*whole, *([f"data.micro_batch={micro}"] if shape.microbatches > 1 else []), *codec]
+    settings = [f"hybrid.stages={shape.stages}", f"hybrid.microbatches={shape.microbatches}"]
+    if shape.recompute != (hybrid or HybridConfig()).recompute:
+        settings += [f"hybrid.recompute={str(shape.recompute).lower()}"]
+    settings += ["hybrid.split=null"] if hybrid is not None and hybrid.split is not None else []
+    settings += ["hybrid.devices=auto"] if hybrid is not None and isinstance(hybrid.devices, list) else []
+    settings += ["data.micro_batch=null"] if job.data.micro_batch is not None else []
+    return settings + codec
+
+
+def _head(config: str, drawn: Plan, found: Measurement, path: Path) -> str:
+    cluster, costs = drawn.cluster, found.costs
+    what = "cores" if cluster.cores is not None else "devices"
+    each = f" of {amount(cluster.memory)}" if cluster.memory is not None else ""
+    machines = f"{cluster.nodes} machines, each with " if cluster.nodes > 1 else ""
+    network = f", network {cluster.network * 8 / 1e9:g} Gbit/s" if cluster.nodes > 1 else ""
+    times = sum(layer.forward + layer.backward for layer in costs.layers) / costs.batch
+    faster = f"; the devices are taken to be {cluster.speed:g} times as fast" if cluster.speed != 1 else ""
+    size = sum(layer.parameters for layer in costs.layers)
+    return (f"plan for {config}: {machines}{cluster.devices} {what}{each}{network}; {drawn.global_batch:,} samples a step"
+            f"\nmeasured here: {len(costs.layers)} layers, {amount(size)} of parameters, {duration(times)} a sample forward "
+            f"and backward on {costs.device}{faster} (kept in {os.path.join(path.parent, FILE_NAME)})")
