@@ -55,7 +55,8 @@ def conduct(config: str, overrides: Sequence[str], *, workers: int | None, plan_
     workers = job.launch.workers or 1
     if not settling.is_settled(job):  # once for both runs: two measurements would come out differently
         settled = settling.settle(job, str(Path(config).resolve().parent), Ground(workers), say).job
-        overrides.append(f"hybrid={json.dumps(settled.model_dump(mode='json')['hybrid'])}")
+        section = {**settled.model_dump(mode="json")["hybrid"], "memory": None}  # which has been held against it
+        overrides.append(f"hybrid={json.dumps(section)}")
     plan = (chaos.load(plan_path, workers=workers, steps=steps) if plan_path is not None
             else default_plan(workers, steps, job.data.global_batch))
     directory = Path(job.run.dir.rstrip("/") + ".drill")

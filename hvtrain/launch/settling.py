@@ -2,7 +2,7 @@
 
 ::
 
-    stages, split known --------------------------------------------> micro-batches: 4 for each stage
+    stages, split known, no limit of memory -------------------------> micro-batches: 4 for each stage
     else: RUN/profile.json, or a measurement ---> planner, for the machines that there are ---> all three
 """
 
@@ -96,7 +96,7 @@ def settle(job: Job, module_dir: str, ground: Ground, say: Callable[[str], None]
         return Settled(job)
     stages = stages_of(job)
     check_devices(job, ground.here(stages or 1))
-    if stages is not None and job.hybrid.split is not None:
+    if stages is not None and job.hybrid.split is not None and job.hybrid.memory is None:
         share = -(-job.data.global_batch // (ground.workers or ground.here(stages) * ground.hosts))
         few = 1 if stages == 1 else min(share, MICROBATCHES_EACH * stages)
         given = job.hybrid.microbatches

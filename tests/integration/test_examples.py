@@ -27,6 +27,8 @@ TINY = {  # what makes three steps and two evaluations cheap
                      "task.args.write=8"),
     "custom": ("task.args.width=4",),
     "digits": (),
+    "hybrid": ("task.args.context=16", "task.args.width=32", "task.args.heads=2", "task.args.layers=2", "hybrid.memory=null",
+               "hybrid.split=[3,3]"),
     "finetune": ("task.args.width=4", "task.args.train_fraction=0.5"),
     "mnist": ("data.micro_batch=3", "task.args.width=4"),
     "mnist_keras": ("data.micro_batch=3", "task.args.width=4"),
@@ -69,7 +71,7 @@ def test_there_is_a_test_for_every_example():
     assert {path.parent.name for path in EXAMPLES.glob("*/config.yaml")} == set(TINY)
 
 
-@pytest.mark.parametrize("example", ["charlm", "digits", "charlm_keras", "mnist_keras"])
+@pytest.mark.parametrize("example", ["charlm", "digits", "hybrid", "charlm_keras", "mnist_keras"])
 def test_example_trains_on_two_workers(example, tmp_path):
     if example.endswith("_keras"):
         pytest.importorskip("keras")

@@ -77,6 +77,13 @@ def test_what_is_given_is_not_measured(measured):
     assert settled({"split": [6]}).job.hybrid.microbatches == 1
 
 
+def test_a_split_given_by_hand_is_held_against_the_memory(measured):
+    """It was not at first: with a split there seemed to be nothing to measure, and the limit was passed over in silence."""
+    assert settled({"split": [3, 3], "memory": "70MB"}).job.hybrid.split == [3, 3] and measured.asked
+    with pytest.raises(UsageError, match="80 MB on a device, and that has 70 MB"):
+        settled({"split": [4, 2], "memory": "70MB"})
+
+
 def test_the_split_is_measured_where_only_the_stages_are_given(measured):
     found = settled({"stages": 2, "microbatches": 4}, Ground(2))
     assert found.job.hybrid.split == [3, 3] and found.job.hybrid.microbatches == 4
