@@ -96,7 +96,7 @@ class Injector:
         self._exactly: dict[tuple[str, int], list[_Order]] = {}  # by phase and step
         self._whenever: dict[str, list[_Order]] = {}  # by phase
         self._slow: list[_Slowness] = []
-        self._lock = threading.Lock()  # checkpoints are written by a thread of their own
+        self._lock = threading.Lock()  # checkpoints are written by a thread of their own, stages compute in theirs
         for index, fault in enumerate(plan.faults):
             if fault.every is not None:
                 continue
@@ -124,6 +124,8 @@ class Injector:
         if whom is None:
             return None
         with self._lock:
+            if order.last == now or order not in orders:  # another thread has just been here
+                return None
             while order.number < fault.times:
                 claim = self._registry.claim(order.index, order.number, whom, rank=victim.rank, pid=os.getpid(),
                                              step=step, phase=phase, round=victim.round)
@@ -189,13 +191,16 @@ class Injector:
             time.sleep(fault.seconds.seconds)
 
     def _lag(self, phase: str, step: int) -> None:
-        now = (self._victim.round, step)
-        for slowness in tuple(self._slow):
-            if step >= slowness.end:
-                self._slow.remove(slowness)
-            elif phase == slowness.phase and slowness.slept != now:  # a step passes forward once per micro-batch
-                slowness.slept = now
-                time.sleep(slowness.seconds)
+        now, seconds = (self._victim.round, step), 0.0
+        with self._lock:
+            for slowness in tuple(self._slow):
+                if step >= slowness.end:
+                    self._slow.remove(slowness)
+                elif phase == slowness.phase and slowness.slept != now:  # a step passes forward once per micro-batch
+                    slowness.slept = now
+                    seconds += slowness.seconds
+        if seconds:
+            time.sleep(seconds)
 
 
 def _draw(*parts: object) -> float:

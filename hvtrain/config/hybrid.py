@@ -35,7 +35,8 @@ class HybridConfig(Section):
         "this machine."))
     microbatches: Threads = Field("auto", description=(
         "Parts that a worker's share of the global batch is cut into, as even as possible; more of them keep the stages "
-        "busier. auto: as `hvtrain plan` recommends; 4 for each stage where that has nothing to choose."))
+        "busier. While workers are missing, the others have more, not larger ones. "
+        "auto: as `hvtrain plan` recommends; 4 for each stage where that has nothing to choose."))
     schedule: Literal["1f1b", "gpipe"] = Field("1f1b", description=(
         "Order of the passes. gpipe: all forward, then all backward; 1f1b: backward as early as possible, so that fewer "
         "activations are kept, in the same time."))
@@ -51,3 +52,9 @@ class HybridConfig(Section):
     split: Union[Annotated[List[PositiveInt], Field(min_length=1)], None] = Field(None, description=(
         "Number of layers in each stage, for instance [3, 5]. Left out: the split with the shortest longest stage, by a "
         "measurement of the model."))
+
+    @property
+    def on_processor(self) -> bool:
+        """Whether all stages are to be on the processor, whatever GPUs there are."""
+        named = isinstance(self.devices, list) and all(name.lower().startswith("cpu") for name in self.devices)
+        return self.devices == "cpu" or named

@@ -97,7 +97,8 @@ def _hybrid(job: "Job") -> Iterator[Conflict]:
             "script"), ("task.script",))
     if job.data.micro_batch is not None:
         yield Conflict("data.micro_batch", (
-            "hybrid.microbatches says how a worker's share is cut; leave micro_batch out"), ("hybrid.microbatches",))
+            "hybrid.microbatches says how a worker's share is cut; leave micro_batch out (on the command line: "
+            "data.micro_batch=null)"), ("hybrid.microbatches",))
     if job.train.jit_compile:
         yield Conflict("train.jit_compile", "XLA compiles for one device; leave it out with hybrid", ("hybrid.stages",))
     stages = hybrid.stages if hybrid.stages != "auto" else None
@@ -190,5 +191,5 @@ def _evaluation(job: "Job") -> Iterator[Conflict]:
             "evaluated"), ("eval.every",))
 
 
-_RULES = (_task, _length, _precision, _reference, _compilation, _hybrid, _batches, _world_size, _resizing, _schedule, _optimizer,
-          _evaluation)
+_RULES = (_task, _length, _precision, _reference, _compilation, _hybrid, _batches, _world_size, _resizing, _schedule,
+          _optimizer, _evaluation)

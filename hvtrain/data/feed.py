@@ -40,7 +40,11 @@ def pieces(job: Job) -> Pieces:
     if hybrid is None:
         return lambda own: micro(own, job.data.micro_batch)
     assert isinstance(hybrid.microbatches, int)  # settled before a worker starts
-    return lambda own: even(own, hybrid.microbatches)
+    least = hybrid.microbatches
+    # Samples in one of them while all workers are there. Fewer workers have more micro-batches, not larger ones, for which
+    # a device may have no memory.
+    most = -(-job.data.global_batch // ((job.launch.workers or 1) * least))
+    return lambda own: even(own, max(least, -(-len(own) // most)))
 
 
 def feed(sampler: GlobalSampler, loader: Loader, start: Position, *, rank: int, size: int,

@@ -29,10 +29,10 @@ class LayerCost:
 class ModelCosts:
     """A model's layers in order, as measured with micro-batches of ``batch`` samples on ``device``.
 
-    ``state`` is the optimizer's bytes for each byte of parameters (Adam: 2); ``update`` the seconds that an optimizer
-    step over all parameters takes; ``overhead`` the seconds of a micro-batch that belong to no layer. ``slope``, 0 to
-    1, says which part of a layer's time grows with the number of samples: seconds(n) = seconds * (1 - slope + slope * n
-    / batch). ``input`` is the bytes that enter the first layer.
+    ``state`` is the bytes of the optimizer's state, and of averaged weights, for each byte of parameters (Adam: 2);
+    ``update`` the seconds that an optimizer step over all parameters takes; ``overhead`` the seconds of a micro-batch that
+    belong to no layer. ``slope``, 0 to 1, says which part of a layer's time grows with the number of samples: seconds(n) =
+    seconds * (1 - slope + slope * n / batch). ``input`` is the bytes that enter the first layer.
     """
 
     layers: tuple[LayerCost, ...]

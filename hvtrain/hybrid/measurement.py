@@ -1,21 +1,29 @@
 """A measurement of a job's model as it is kept with the run: RUN/profile.json.
 
 It is used again as long as it would come out the same: for the same task with the same arguments, batch and optimizer, on
-the same kind of machine, and as long as the files that the task was made from have not changed.
+the same kind of machine with the same versions, and as long as the files that the task was made from have not changed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Mapping
+from typing import Mapping
 
+from pydantic import TypeAdapter, ValidationError
+
+import hvtrain
 from hvtrain.config import Job
 from hvtrain.hybrid.costs import ModelCosts
 
 FILE_NAME = "profile.json"
+
+_PACKAGES = {"torch": ("torch",), "keras": ("keras", "tensorflow", "tensorflow-cpu")}
+"""By framework; those that are not installed do not count."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class Measurement:
         memory: bytes of the smallest of them; None without any.
         key: of the job and the machine (:func:`key`).
         code: SHA-256 of the task's files, by absolute path.
+        whole: why the model cannot be cut, where it was measured as one layer.
     """
 
     costs: ModelCosts
@@ -37,6 +46,7 @@ class Measurement:
     memory: int | None = None
     key: str = ""
     code: Mapping[str, str] = field(default_factory=dict)
+    whole: str = ""
 
     def is_of(self, job: Job, hardware: str) -> bool:
         """Whether ``job`` would be measured alike on such ``hardware``, with the code as it is now."""
@@ -50,9 +60,8 @@ class Measurement:
     def from_json(cls, text: str) -> Measurement:
         """Raises ValueError for what is none."""
         try:
-            values: dict[str, Any] = json.loads(text)
-            return cls(**{**values, "costs": ModelCosts.from_json(json.dumps(values["costs"]))})
-        except (TypeError, KeyError) as error:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
             raise ValueError(f"no measurement of a model: {error}") from None
 
 
@@ -67,14 +76,24 @@ def key(job: Job, hardware: str) -> str:
     values = job.model_dump(mode="json")
     parts = {"hardware": hardware, "framework": job.framework, "task": values["task"], "global_batch": job.data.global_batch,
              "precision": job.train.precision, "optim": {name: values["optim"][name] for name in ("name", "args", "groups")},
-             "devices": job.hybrid.devices if job.hybrid is not None else "auto"}
+             "devices": job.hybrid.devices if job.hybrid is not None else "auto", "ema": job.train.ema is not None,
+             "software": software(job.framework)}
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
+def software(framework: str) -> list[str]:
+    """Versions of what cuts and computes a model: with others it may have other layers."""
+    found = [f"hvtrain {hvtrain.__version__}"]
+    for name in _PACKAGES.get(framework, ()):
+        with suppress(metadata.PackageNotFoundError):
+            found.append(f"{name} {metadata.version(name)}")
+    return found
+
+
 def digest(path: str | Path) -> str:
-    """SHA-256 of a file; empty if it cannot be read."""
+    """SHA-256 of a file; empty if it cannot be read, or is none (a device, which may never end)."""
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).is_file() else ""
     except OSError:
         return ""
 

@@ -10,7 +10,8 @@ import json
 import os
 import sys
 import sysconfig
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +55,10 @@ def measure(request: Request) -> Measurement:
     task = target.build(job.task.target, request.module_dir, job.task.args)
     batch, count = _example(job, task, request.samples)
     measure_with = _torch if job.framework == "torch" else _keras
-    costs, gpus, memory = measure_with(request, task, batch, count)
-    return Measurement(costs, gpus=gpus, memory=memory, code={path: digest(path) for path in _code()})
+    costs, gpus, memory, whole = measure_with(request, task, batch, count)
+    if job.train.ema is not None:  # the averages are as large as the weights
+        costs = replace(costs, state=costs.state + 1)
+    return Measurement(costs, gpus=gpus, memory=memory, code={path: digest(path) for path in _code()}, whole=whole)
 
 
 def _example(job: Job, task: Any, samples: int) -> tuple[Any, int]:
@@ -67,8 +70,8 @@ def _example(job: Job, task: Any, samples: int) -> tuple[Any, int]:
         return loader.example(max(1, min(samples, len(source))))
 
 
-def _torch(request: Request, task: Any, batch: Any, count: int) -> tuple[ModelCosts, int, int | None]:
-    """The costs, the number of GPUs, and bytes of the smallest."""
+def _torch(request: Request, task: Any, batch: Any, count: int) -> tuple[ModelCosts, int, int | None, str]:
+    """The costs, the number of GPUs, bytes of the smallest, and why the model is one layer if it cannot be cut."""
     import torch
 
     from hvtrain.adapters.torch import optimizers
@@ -88,12 +91,14 @@ def _torch(request: Request, task: Any, batch: Any, count: int) -> tuple[ModelCo
     optimizers.freeze(model, job.optim.groups)
     optimizer = optimizers.build(task, model, job.optim)
     precision = Precision(job.train.precision, device, job.train.loss_scale)
-    costs = measure_model(model, task, batch, count, device, optimizer, context=precision.context,
-                          uncut=job.hybrid is None or job.hybrid.stages == 1)
-    return costs, gpus, memory
+    measured = partial(measure_model, model, task, batch, count, device, optimizer, context=precision.context)
+    try:
+        return measured(), gpus, memory, ""
+    except UserCodeError as error:  # it can be trained as it is all the same, and it may be what data parallelism needs
+        return measured(uncut=True), gpus, memory, str(error)
 
 
-def _keras(request: Request, task: Any, batch: Any, count: int) -> tuple[ModelCosts, int, int | None]:
+def _keras(request: Request, task: Any, batch: Any, count: int) -> tuple[ModelCosts, int, int | None, str]:
     """As :func:`_torch`; TensorFlow does not tell how much memory a GPU has."""
     import tensorflow as tf
 
@@ -105,7 +110,7 @@ def _keras(request: Request, task: Any, batch: Any, count: int) -> tuple[ModelCo
     whole.build()
     whole.warm_up(lambda: (batch, count))
     gpus = len(tf.config.list_physical_devices("GPU")) if request.gpu else 0
-    return measure_model(whole.model, task, batch, count, "/GPU:0" if gpus else "/CPU:0", whole.optimizer), gpus, None
+    return measure_model(whole.model, task, batch, count, "/GPU:0" if gpus else "/CPU:0", whole.optimizer), gpus, None, ""
 
 
 def _code() -> list[str]:

@@ -155,6 +155,8 @@ def _about_stages(predictions: Sequence[Prediction], best: Prediction, cluster: 
         if other is None:
             return "No shape with more stages fits the memory."
         return f"Nothing gains by stages here: {describe(other.shape)} would take {_times(other, best)}."
+    if not whole and len({found.shape.stages for found in cut}) > 1:
+        return "It is the fastest of those with samples for every replica."
     if not whole:
         return "It is the fastest with that many stages."
     fitting = [found for found in whole if found.fits]

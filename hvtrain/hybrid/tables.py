@@ -15,7 +15,7 @@ HEAD = ("", "REPLICAS x STAGES", "MICRO-BATCHES", "RECOMPUTE", "CODEC", "STEP", 
 
 LEGEND = """\
 MEMORY of the fullest device; BUBBLE: share of the stages' time without work; COMM: time in which gradients travel,
-WAIT: the part of it that no computation hides"""
+WAIT: the part of it that no computation hides, and the time that a reduction takes at least"""
 
 
 def text(plan: Plan, *, every: bool = False) -> str:

@@ -174,8 +174,8 @@ class _Other(_Process):
     async def run(self) -> int:
         self._check_slots()
         patience = self._launch.job.launch.start_timeout.seconds
-        if not settling.is_settled(self._launch.job):
-            patience += measurer.SECONDS  # the first process may have to measure
+        if settling.may_measure(self._launch.job):
+            patience += 2 * measurer.SECONDS  # the first process may have to: with one thread, and with all of a worker's
         notice = await self._board.find(patience)
         if notice.address is None:
             self._dismiss_warm()

@@ -56,7 +56,7 @@ def obtain(job: Job, module_dir: str, *, workers: int, threads: int, fresh: bool
     if found is not None:
         return found
     before()
-    request = Request(job, module_dir, _samples(job, workers), gpu=job.hybrid is None or job.hybrid.devices != "cpu")
+    request = Request(job, module_dir, _samples(job, workers), gpu=job.hybrid is None or not job.hybrid.on_processor)
     found = replace(measure(request), key=measurement.key(job, hardware()))
     if threads == 1 or found.gpus:
         return found

@@ -88,12 +88,19 @@ def _choice(hybrid: HybridConfig, found: Measurement, cluster: Cluster) -> Choic
 def command(config: str, overrides: Sequence[str], job: Job, drawn: Plan) -> str:
     """What to type to train in the recommended shape."""
     best, cluster = drawn.best, drawn.cluster
-    settings = [*overrides, *_settings(best, job, drawn.global_batch)]
+    settings = _settings(best, job, drawn.global_batch)
+    settings = [*(each for each in overrides if not _said_by(each, settings)), *settings]
     if cluster.nodes == 1:
         return shlex.join(["hvtrain", "run", config, "-np", str(best.shape.replicas), *settings])
     hosts = f"HOST1:{cluster.devices},HOST2:{cluster.devices}" + (",..." if cluster.nodes > 2 else "")
     start = f"horovodrun -np {cluster.nodes * cluster.devices} -H {hosts} "
     return start + shlex.join(["hvtrain", "run", config, *settings])
+
+
+def _said_by(override: str, settings: Sequence[str]) -> bool:
+    """Whether ``settings`` give the same key another value, or the section that it is in."""
+    key = override.partition("=")[0]
+    return any(f"{key}.".startswith(f"{each.partition('=')[0]}.") for each in settings)
 
 
 def _settings(best: Prediction, job: Job, global_batch: int) -> list[str]:
@@ -123,4 +130,5 @@ def _head(config: str, drawn: Plan, found: Measurement, path: Path) -> str:
     size = sum(layer.parameters for layer in costs.layers)
     return (f"plan for {config}: {machines}{cluster.devices} {what}{each}{network}; {drawn.global_batch:,} samples a step"
             f"\nmeasured here: {len(costs.layers)} layers, {amount(size)} of parameters, {duration(times)} a sample forward "
-            f"and backward on {costs.device}{faster} (kept in {os.path.join(path.parent, FILE_NAME)})")
+            f"and backward on {costs.device}{faster} (kept in {os.path.join(path.parent, FILE_NAME)})"
+            + (f"\nno stages are compared: {found.whole}" if found.whole else ""))

@@ -14,7 +14,7 @@ from typing import Any, Callable, Mapping
 
 from hvtrain.config import Job
 from hvtrain.config.hybrid import HybridConfig
-from hvtrain.errors import UsageError
+from hvtrain.errors import UsageError, UserCodeError
 from hvtrain.hybrid.cluster import Cluster
 from hvtrain.hybrid.measurement import Measurement
 from hvtrain.hybrid.planner import Choice, describe, duration, plan
@@ -62,8 +62,9 @@ class Settled:
         if hybrid is None or self.prediction is None:
             return ""
         split = " + ".join(map(str, hybrid.split or ()))
+        whole = f". {self.measurement.whole}" if self.measurement is not None and self.measurement.whole else ""
         return (f"{describe(self.prediction.shape)}, layers split as {split}; a step is expected to take "
-                f"{duration(self.prediction.seconds)}")
+                f"{duration(self.prediction.seconds)}{whole}")
 
 
 def stages_of(job: Job) -> int | None:
@@ -85,18 +86,26 @@ def is_settled(job: Job) -> bool:
                               and hybrid.split is not None)
 
 
+def may_measure(job: Job) -> bool:
+    """Whether :func:`settle` needs a measurement of the model: a split to find, or one to hold against the memory."""
+    hybrid = job.hybrid
+    return hybrid is not None and (hybrid.split is None or hybrid.memory is not None)
+
+
 def settle(job: Job, module_dir: str, ground: Ground, say: Callable[[str], None]) -> Settled:
     """``job`` with stages, micro-batches and split as numbers; itself if there is nothing to do.
 
     Raises:
         UsageError: the shape is impossible on this ground, or fits no memory.
+        UserCodeError: the model cannot be cut into the stages that are asked for.
         and what :func:`hvtrain.launch.measurer.obtain` raises.
     """
     if job.hybrid is None:
         return Settled(job)
     stages = stages_of(job)
     check_devices(job, ground.here(stages or 1))
-    if stages is not None and job.hybrid.split is not None and job.hybrid.memory is None:
+    if not may_measure(job):
+        assert stages is not None  # a split tells them
         share = -(-job.data.global_batch // (ground.workers or ground.here(stages) * ground.hosts))
         few = 1 if stages == 1 else min(share, MICROBATCHES_EACH * stages)
         given = job.hybrid.microbatches
@@ -105,6 +114,8 @@ def settle(job: Job, module_dir: str, ground: Ground, say: Callable[[str], None]
     workers = ground.workers or max(1, ground.hosts * ground.here(stages or 1))
     found = measurer.obtain(job, module_dir, workers=workers, threads=threads,
                             before=lambda: say("measuring the model, to cut it into stages ..."))
+    if found.whole and (stages or 1) > 1:
+        raise UserCodeError(found.whole)
     prediction = _plan(job, found, ground, stages, threads)
     shape = prediction.shape
     settled = _with(job, stages=shape.stages, microbatches=shape.microbatches, split=list(prediction.split))
@@ -128,12 +139,13 @@ def check_devices(job: Job, workers_here: int) -> None:
 def _plan(job: Job, found: Measurement, ground: Ground, stages: int | None, threads: int) -> Prediction:
     hybrid = job.hybrid
     assert hybrid is not None
-    cpu = not found.gpus or hybrid.devices == "cpu"
+    cpu = not found.gpus or hybrid.on_processor
     here = ground.here(stages or 1)
     memory = hybrid.memory.bytes if hybrid.memory is not None else None if cpu else found.memory
+    spares = job.elastic.spares if ground.slots is None else 0  # elsewhere they are among the slots
     if not cpu:
-        check_gpus(found.gpus, here, stages)
-    most = stages or _most(job, found, here, threads, cpu)
+        check_gpus(found.gpus, here, stages, spares)
+    most = stages or _most(job, found, here + spares, threads, cpu)
     cluster = Cluster(nodes=ground.hosts, devices=ground.slots or most * here, memory=memory,
                       cores=min(_cores(), threads * here) if cpu else None, parallel=found.parallel)
     counts = (stages,) if stages else tuple(range(1, most + 1)) if ground.slots is None else None
@@ -144,12 +156,13 @@ def _plan(job: Job, found: Measurement, ground: Ground, stages: int | None, thre
     return plan(found.costs, cluster, job.data.global_batch, choice).best
 
 
-def check_gpus(gpus: int, workers_here: int, stages: int | None) -> None:
-    """Raise UsageError where a host has fewer GPUs than its workers' stages need."""
-    need = workers_here * (stages or 1)
+def check_gpus(gpus: int, workers_here: int, stages: int | None, spares: int = 0) -> None:
+    """Raise UsageError where a host has fewer GPUs than the stages of its workers need, and of those that stand by."""
+    need = (workers_here + spares) * (stages or 1)
     if gpus and need > gpus:
-        each = f" with {stages} stages each" if stages else ""
-        fewer = gpus // (stages or 1)
+        each = f" and {spares} standing by (elastic.spares)" if spares else ""
+        each += f" with {stages} stages each" if stages else ""
+        fewer = max(0, gpus // (stages or 1) - spares)
         advice = f"Start {fewer} on this host (-np {fewer})" if fewer else f"Set hybrid.stages to at most {gpus}"
         who = f"{workers_here} worker{'s' if workers_here > 1 else ''}{each}"
         raise UsageError(f"{who} need {need} GPUs, this host has {gpus}. {advice}, or compute on the processor "

@@ -24,7 +24,7 @@ SETTINGS = {
     "fp16 precision": (*APART, "comm.codec=fp16", "train.precision=fp16", "train.loss_scale=1099511627776",
                        "task.args.huge=7"),  # 2^40: the first steps overflow, and one in every epoch
 }
-SHORT = ("int8", "fp16 precision")  # the rest takes the same way through the code: in soaks
+SHORT = ("int8",)  # the rest takes the same way through the code: in soaks
 ways = pytest.mark.parametrize("way", [way if way in SHORT else pytest.param(way, marks=pytest.mark.soak)
                                        for way in SETTINGS])
 

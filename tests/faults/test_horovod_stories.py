@@ -152,6 +152,7 @@ def test_reset_limit(run):
     assert run.gone()
 
 
+@pytest.mark.soak
 def test_resurrecting_blacklisted_hosts(cluster):
     """test_resurrecting_blacklisted_hosts: a host dies, comes back, and is taken in again; twice."""
     cluster.start(*ENDLESS, hosts={"a": 1, "b": 1}, follow=True, later=2)

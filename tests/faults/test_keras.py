@@ -114,6 +114,7 @@ def test_two_and_three_at_once_lose_nothing(run, calm):
                                  kill("reduced", [0, 1, 2], step=50), kill("optimizer", [1, 2, 3], step=65)], workers=4)
 
 
+@pytest.mark.soak
 def test_a_graph_may_compute_for_long_but_not_for_ever(run, calm):
     """While TensorFlow computes, no line of Python is run, but the heartbeat goes on. Then a graph hangs: its worker is
     killed, not the one that waits for it; and a stopped worker is noticed by its silence."""

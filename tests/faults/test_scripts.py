@@ -32,7 +32,7 @@ def logs(run: Run) -> str:
     return "".join(path.read_text() for path in sorted(run.dir.glob("logs/*.log")))
 
 
-@pytest.mark.parametrize("name", ["torch_fit", "keras_fit"])
+@pytest.mark.parametrize("name", [pytest.param("torch_fit", marks=pytest.mark.soak), "keras_fit"])
 def test_an_example_script_whose_workers_are_killed(tmp_path, name):
     """Rank 1 in the middle of a step, rank 0 in an evaluation, where Keras's callbacks decide: same weights, samples."""
     for part in ("calm", "struck"):

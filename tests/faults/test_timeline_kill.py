@@ -42,6 +42,7 @@ def complete(names: list[str]) -> list[int]:
     return [int(name.split()[1]) for name in names if "broken" not in name]
 
 
+@pytest.mark.soak
 def test_kills_within_the_range_leave_a_trace_and_not_a_bit_is_different(run, calm):
     run.run(*WHOLE, "log.timeline=15-40", workers=3, faults=[
         {"kind": "kill", "phase": "bucket", "rank": 0, "step": 20},

@@ -42,7 +42,7 @@ def weights(run: Run, framework: str):
     return load(framework).module.read(store.read(store.newest_sound()).groups["model"])
 
 
-@pytest.mark.parametrize("workers", [1, 3])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.soak), 3])
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_all_frameworks_follow_the_same_curve(trained, framework, workers):
     """Stochastic gradient descent from equal weights, on the same samples: to 1e-4 for 50 steps."""

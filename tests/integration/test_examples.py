@@ -71,7 +71,8 @@ def test_there_is_a_test_for_every_example():
     assert {path.parent.name for path in EXAMPLES.glob("*/config.yaml")} == set(TINY)
 
 
-@pytest.mark.parametrize("example", ["charlm", "digits", "hybrid", "charlm_keras", "mnist_keras"])
+@pytest.mark.parametrize("example", ["hybrid", "mnist_keras", *(
+    pytest.param(name, marks=pytest.mark.soak) for name in ("charlm", "charlm_keras", "digits"))])
 def test_example_trains_on_two_workers(example, tmp_path):
     if example.endswith("_keras"):
         pytest.importorskip("keras")

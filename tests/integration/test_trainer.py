@@ -67,6 +67,7 @@ def test_ctrl_c_stops_a_script_after_a_checkpoint_and_it_goes_on_from_there(scri
     assert [e["step"] for e in resumed if e["event"] == "resumed"] == [stopped]
 
 
+@pytest.mark.soak
 def test_a_callback_on_one_rank_stops_all_at_the_evaluation(script):
     horovodrun = Path(sys.executable).parent / "horovodrun"
     process = start(script, "50", "0", "stop", prefix=(str(horovodrun), "-np", "2"))

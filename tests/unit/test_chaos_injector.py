@@ -286,6 +286,34 @@ def test_several_processes_and_threads_get_one_claim(tmp_path):
     assert len(winners) == 1 and fired(tmp_path)[0].rank == winners[0]
 
 
+def test_stages_that_reach_a_phase_at_the_same_moment_are_one_worker(tmp_path):
+    """Each stage of a worker passes forward in a thread of its own. One strike is one of them; the others go on."""
+    def all_at_once(inject):
+        begin, raised = threading.Barrier(8), []
+
+        def stage():
+            begin.wait()
+            for _ in range(3):  # micro-batches
+                try:
+                    inject("bucket")
+                except Exception as error:  # noqa: BLE001 - whatever comes is looked at below
+                    raised.append(error)
+
+        threads = [threading.Thread(target=stage) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return raised
+
+    for attempt in range(20):  # which of the threads are in each other's way is a matter of chance
+        worker = Worker(size=1)
+        inject = Injector(plan_of({"kind": "fail", "step": 1, "count": 2}), tmp_path / str(attempt), worker)
+        for worker.round, strikes in ((1, 1), (2, 1), (3, 0)):
+            raised = all_at_once(inject)
+            assert [type(error) for error in raised] == [RoundBroken] * strikes
+
+
 def test_it_is_logged(tmp_path, caplog):
     worker = Worker(rank=2, step=5)
     inject = Injector(plan_of({"kind": "leave", "step": 6, "rank": 2}), tmp_path, worker)

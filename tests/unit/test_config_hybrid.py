@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hvtrain.config import Job, dump, load
 from hvtrain.data.feed import feed, pieces
 from hvtrain.data.loader import Loader
-from hvtrain.data.sampler import GlobalSampler, Position, bounds, even
+from hvtrain.data.sampler import GlobalSampler, Position, bounds, even, split
 from hvtrain.data.sources import ArraySource
 from hvtrain.errors import ConfigError, UsageError
 
@@ -92,7 +92,7 @@ def test_single_mistakes(refused, body, key, words):
 
 @pytest.mark.parametrize("body, key, words", [
     ("framework: numpy\nhybrid: {stages: 2}", "hybrid", "numpy has no stages"),
-    ("data: {micro_batch: 4}\nhybrid: {stages: 2}", "data.micro_batch", "hybrid.microbatches says"),
+    ("data: {micro_batch: 4}\nhybrid: {stages: 2}", "data.micro_batch", "data.micro_batch=null"),
     ("framework: keras\ntrain: {jit_compile: true}\nhybrid: {stages: 2}", "train.jit_compile", "XLA"),
     ("hybrid: {stages: 2, split: [1, 2, 3]}", "hybrid.split", "each of the 2 stages, got 3: [1, 2, 3]"),
     ("hybrid: {stages: 2, devices: ['cuda:0']}", "hybrid.devices", "each of the 2 stages, got 1: [cuda:0]"),
@@ -145,6 +145,19 @@ def test_a_share_is_cut_evenly_with_the_section_and_by_size_without(job):
     sizes = {name: [len(piece) for piece in pieces(job(body))(share)] for name, body in (
         ("hybrid", "hybrid: {stages: 2, microbatches: 4}"), ("by size", "data: {micro_batch: 4}"), ("whole", ""))}
     assert sizes == {"hybrid": [3, 3, 2, 2], "by size": [4, 4, 2], "whole": [10]}
+
+
+@given(st.integers(1, 200), st.integers(1, 6), st.integers(1, 9))
+def test_fewer_workers_have_more_micro_batches_and_no_larger_ones(batch, workers, microbatches):
+    """What a device has memory for must not depend on who is still there."""
+    values = {"task": {"target": "t:T"}, "data": {"global_batch": batch}, "launch": {"workers": workers},
+              "hybrid": {"stages": 2, "microbatches": microbatches}}
+    cut = pieces(Job.model_validate(values))
+    full = [[len(piece) for piece in cut(split(np.arange(batch), rank, workers))] for rank in range(workers)]
+    assert all(len(sizes) == min(microbatches, sum(sizes)) for sizes in full)
+    for left in range(1, workers):
+        sizes = [len(piece) for piece in cut(split(np.arange(batch), 0, left))]
+        assert max(sizes) <= max(map(max, filter(None, full))) and len(sizes) >= min(microbatches, sum(sizes))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -382,6 +382,15 @@ def test_put_back_undoes_the_forward_passes():
     assert all(torch.equal(a, b) for a, b in zip(stats(model), before))
 
 
+def test_statistics_may_lie_on_several_devices():
+    """As those of stages do; their sums come in one piece, on the device of the first."""
+    model = nn.Sequential(nn.BatchNorm1d(4), nn.BatchNorm1d(4).to("meta"))
+    statistics = Statistics(model, ())
+    statistics.keep()
+    statistics.adopt(torch.ones(statistics.elements))
+    assert model[0].running_mean.tolist() == [1.0] * 4 and model[1].running_mean.device.type == "meta"
+
+
 class Counting(nn.Module):
     def __init__(self):
         super().__init__()

@@ -14,6 +14,7 @@ from hvtrain.cli.main import cli
 from hvtrain.config import load
 from hvtrain.config.hybrid import HybridConfig
 from hvtrain.errors import UsageError, UserCodeError
+from hvtrain.hybrid import measurement
 from hvtrain.hybrid.costs import LayerCost, ModelCosts
 from hvtrain.hybrid.measurement import FILE_NAME, Measurement, digest, kept, key, shared_part
 from hvtrain.hybrid.measuring import Request
@@ -106,6 +107,13 @@ def test_the_command_undoes_what_the_file_says_otherwise(job):
     assert whole.endswith("hybrid=null")
 
 
+def test_the_command_says_nothing_twice(job):
+    """What was typed for the plan stays in the command, but not what the plan says otherwise."""
+    last = run(job, *BIG, "hybrid.stages=3", "train.steps=5", "hybrid.microbatches=2").stdout.splitlines()[-1]
+    keys = [word.partition("=")[0] for word in last.split() if "=" in word]
+    assert "train.steps" in keys and "hybrid.stages=3" not in last and len(keys) == len(set(keys))
+
+
 def test_nothing_fits(job):
     with pytest.raises(UsageError, match="fits in no shape.*that has 1 GB"):
         run(job, "--devices", "2", "--memory", "1GB")
@@ -146,7 +154,7 @@ def test_a_measurement_holds_for_the_same_task_and_code_only(job, tmp_path):
     assert found() is not None and found().costs == COSTS
     assert found("train.epochs=9", "hybrid.stages=2", "comm.codec=fp16") is not None
     for change in ("task.args.width=3", "data.global_batch=64", "train.precision=bf16", "optim.name=sgd",
-                   "hybrid.devices=cpu"):
+                   "hybrid.devices=cpu", "train.ema=0.99"):
         assert found(change) is None, change
     same = load(job, ["hybrid={}"])
     assert kept(same.run.dir, same, "another machine") is None
@@ -154,6 +162,26 @@ def test_a_measurement_holds_for_the_same_task_and_code_only(job, tmp_path):
     assert found() is None
     (tmp_path / "run" / FILE_NAME).write_text("{}")
     assert found() is None
+
+
+def test_a_measurement_with_other_versions_is_none(job, monkeypatch):
+    """Another PyTorch may trace a model into other layers, which no split would fit."""
+    keep(job)
+    loaded = load(job, ["hybrid={}"])
+    assert kept(loaded.run.dir, loaded, measurer.hardware()) is not None
+    monkeypatch.setattr(measurement.metadata, "version", lambda name: "99.0")
+    assert kept(loaded.run.dir, loaded, measurer.hardware()) is None
+
+
+@pytest.mark.parametrize("change", [{"code": []}, {"code": {"/dev/zero": "00"}}, {"code": {"a\0": "00"}}, {"gpus": "many"},
+                                    {"costs": {"layers": [{"name": "a", "forward": "soon"}], "batch": 1, "device": "cpu"}}],
+                         ids=str)
+def test_whatever_the_file_holds_the_model_is_measured_anew(job, change):
+    """The file may have been edited, or be another program's: it must neither end the run nor keep it from beginning."""
+    path = keep(job)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    loaded = load(job, ["hybrid={}"])
+    assert kept(loaded.run.dir, loaded, measurer.hardware()) is None
 
 
 def test_a_model_that_cannot_be_built_is_told_as_its_own_error(tmp_path):

@@ -16,7 +16,7 @@ from hvtrain.control.overview import describe
 from hvtrain.control.roster import Status
 from hvtrain.drill import runs
 from hvtrain.drill.conduct import conduct
-from hvtrain.errors import HvtrainError, UsageError
+from hvtrain.errors import HvtrainError, UsageError, UserCodeError
 from hvtrain.hybrid.costs import LayerCost, ModelCosts
 from hvtrain.hybrid.measurement import Measurement
 from hvtrain.launch import horovodrun, measurer, settling
@@ -66,6 +66,14 @@ def settled(hybrid, ground=Ground(1), **sections):
 def test_a_job_without_stages_stays_as_it_is(measured):
     plain = job(None)
     assert settle(plain, "/", Ground(4), say=print).job is plain and is_settled(plain) and not measured.asked
+
+
+@pytest.mark.parametrize("hybrid", [{}, {"stages": 2}, {"stages": 2, "microbatches": 3}, {"split": [1, 5]},
+                                    {"split": [1, 5], "microbatches": 3, "memory": "300MB"}], ids=str)
+def test_it_is_known_before_whether_there_will_be_a_measurement(hybrid, measured):
+    """Processes that wait for the first one are patient then."""
+    settled(hybrid)
+    assert settling.may_measure(job(hybrid)) == bool(measured.asked) and not settling.may_measure(job(None))
 
 
 def test_what_is_given_is_not_measured(measured):
@@ -145,6 +153,17 @@ def test_gpus_are_counted(measured):
     with pytest.raises(UsageError, match="at most 4"):
         settled({"stages": 6})
     assert settled({"stages": 2, "devices": "cpu"}, Ground(3)).job.hybrid.stages == 2
+    assert settled({"stages": 2, "devices": ["cpu", "cpu"]}, Ground(3)).job.hybrid.stages == 2
+    with pytest.raises(UsageError, match=r"2 workers and 1 standing by \(elastic.spares\) with 2 stages each need 6 GPUs"):
+        settled({"stages": 2}, Ground(2), elastic={"spares": 1})
+
+
+def test_a_model_that_cannot_be_cut_is_refused_with_the_reason_or_stays_whole(measured):
+    measured.found = Measurement(costs(1), whole="Model cannot be cut into stages, because it branches")
+    with pytest.raises(UserCodeError, match="because it branches"):
+        settled({"stages": 2})
+    found = settled({})
+    assert found.job.hybrid.split == [1] and found.note.endswith("because it branches")
 
 
 def test_workers_of_a_host_cannot_have_the_same_devices(measured):

@@ -237,6 +237,25 @@ def test_a_normalisation_layer_cannot_belong_to_two_parts():
         cut(chain(model), [2, 2], ["cpu"] * 2)
 
 
+def test_a_buffer_that_forward_changes_cannot_belong_to_two_parts():
+    """Two threads would write into it, and each run would end with other values; a constant may be shared."""
+    class Codebook(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("code", torch.zeros(3))
+
+        def forward(self, x):
+            return x + self.code
+
+    shared = Codebook()
+    model = nn.Sequential(nn.Linear(3, 3), shared, nn.Linear(3, 3), shared)
+    equal(model, cut(chain(model), [2, 2], ["cpu"] * 2), torch.randn(4, 3))
+    cut(chain(model), [1, 3], ["cpu"] * 2, [shared.code])
+    for devices in (["cpu"] * 2, ["meta", "cpu"]):
+        with pytest.raises(UserCodeError, match=r"averaged buffer '1.code' is used by layer 3 \(3\) and by an earlier stage"):
+            cut(chain(model), [2, 2], devices, [shared.code])
+
+
 def test_training_mode_reaches_copies_and_respects_the_models_own_train():
     class Careful(nn.Module):
         """Keeps one normalisation layer in evaluation mode, and one weight in two modules."""

@@ -149,6 +149,22 @@ def test_mixed_precision(stages, precision):
     assert one.train(1) == pytest.approx(Rank(**sections).train(5)[-1:], rel=0.02)
 
 
+class Poor(Regression):
+    """The last layers have no parameters of their own: one computes with the first one's weight, one with none."""
+
+    def model(self):
+        first = nn.Linear(8, 8)
+        return nn.Sequential(first, nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), first, nn.Softplus())
+
+
+@pytest.mark.parametrize("split", [[4, 1, 1], [3, 2, 1], [5, 1], [2, 2, 1, 1]], ids=str)
+def test_a_last_stage_may_own_no_parameter(split):
+    """Once the first step ended in an IndexError: only stages with parameters were counted."""
+    alone = Rank(1, task=Poor(), options={"split": [6]})
+    rank = Rank(len(split), task=Poor(), options={"split": split, "stages": len(split)})
+    assert rank.train(3) == alone.train(3) and rank.state() == alone.state()
+
+
 def test_frozen_groups_have_no_gradient():
     sections = {"optim": {"name": "sgd", "lr": 0.1, "groups": [{"params": "3.*", "freeze": True}]}}
     whole, rank = Rank(**sections), Rank(3, **sections)
@@ -219,6 +235,27 @@ def test_buckets_are_reduced_while_earlier_stages_have_their_last_backward_befor
     assert order[-1] == f"grad.{len(plan) - 1}" and sorted(set(order)) == sorted({*order})
 
 
+class Mixed(Regression):
+    """Its inputs() changes the targets as well, as mixing samples does."""
+
+    def inputs(self, batch):
+        batch[1] = batch[1] * 2 + 1
+        return batch[0]
+
+
+def test_what_inputs_puts_into_a_batch_is_there_for_the_loss():
+    def losses(stages):
+        task = Mixed(norm=False)
+        rank = Rank(stages, task=task, learn=False)
+        rank.adapter.seed(0)
+        batches = [[task.points[part], task.wanted[part]] for part in even(np.arange(SAMPLES), 4)]
+        found = rank.adapter.gradients(batches, [6] * 4, SAMPLES, [0.0]).loss
+        return found, rank.adapter.evaluate([([task.points, task.wanted], SAMPLES)], False)
+
+    (staged, measured), (whole, expected) = losses(2), losses(None)
+    assert staged == pytest.approx(whole, rel=1e-5) and measured == pytest.approx(expected, rel=1e-5)
+
+
 # State ---------------------------------------------------------------------------------------------------
 def test_what_two_stages_have_saved_one_and_three_go_on_with():
     """To the bit as if they had been at it from the beginning."""
@@ -272,6 +309,13 @@ def test_wrong_losses_are_refused_as_without_stages():
 def test_what_is_not_settled_is_refused(open_number):
     with pytest.raises(UsageError, match="hvtrain plan"):
         Rank(2, options=open_number)
+
+
+@pytest.mark.parametrize("devices, reason", [(["cpu", "gpu:0"], "'gpu:0'; with PyTorch"), (["meta", "cpu"], "'meta'; with"),
+                                             (["cpu", "cuda:99"], "'cuda:99', but PyTorch sees [0-9]+ GPUs")])
+def test_devices_that_are_not_there_are_refused(devices, reason):
+    with pytest.raises(UsageError, match=reason):
+        Rank(2, options={"devices": devices})
 
 
 def test_a_split_that_does_not_fit_the_model_is_refused():

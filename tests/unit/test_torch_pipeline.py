@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import traceback
 import weakref
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch import nn
 
 from hvtrain.errors import RoundBroken, UserCodeError
 from hvtrain.hybrid.torch.borders import crossing, mapped, tensors
+from hvtrain.hybrid.torch.lanes import Lane, StreamLane
 from hvtrain.hybrid.torch.pipeline import Microbatch
 from tests.support.stages import DATA, MODELS, SCHEDULES, loss, made, piped, same, trained, whole
 
@@ -229,3 +231,38 @@ def test_buckets_can_be_started_when_a_stage_has_its_last_backward_pass_before_i
     assert happened[:happened.index("last of 1")].count(6) == 2
     last = happened.index("last of 0")
     assert happened[:last].count(0) == 2 and happened[:last].count(6) == 3
+
+
+# Lanes ---------------------------------------------------------------------------------------------------
+class Recorded:
+    """Stands in for a GPU's stream and for its event."""
+
+    def __init__(self, broken=False):
+        self.calls, self.broken = [], broken
+
+    def wait_stream(self, other):
+        self.calls.append("wait for the weights")
+
+    def synchronize(self):
+        self.calls.append("all is done")
+        if self.broken:
+            raise RuntimeError("an illegal memory access")
+
+
+def test_a_stage_on_the_processor_waits_for_what_a_gpu_hands_it():
+    """Its own copy would go by another stream, and take what is not there yet."""
+    event = Recorded()
+    Lane(torch.device("cpu")).take(torch.ones(2), event)
+    assert event.calls == ["all is done"]
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_stage_on_a_gpu_that_fails_leaves_nothing_running(broken, monkeypatch):
+    """Else it would still write into statistics that are being put back. Its own error is the one that counts."""
+    stream = Recorded(broken)
+    for name, stand_in in {"Stream": lambda device: stream, "default_stream": lambda device: None,
+                           "device": nullcontext, "stream": nullcontext}.items():
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    with pytest.raises(RoundBroken, match="a peer is gone"), StreamLane(torch.device("cuda", 0)).entered():
+        raise RoundBroken("a peer is gone")
+    assert stream.calls == ["wait for the weights", "all is done"]

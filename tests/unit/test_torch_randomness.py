@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hvtrain.errors import UserCodeError
+from hvtrain.errors import UsageError, UserCodeError
 from hvtrain.hybrid.torch.pipeline import Microbatch
-from hvtrain.hybrid.torch.randomness import Dice, mixed
+from hvtrain.hybrid.torch.randomness import Dice, check_generators, mixed
 from tests.support.stages import DATA, SAMPLES, SCHEDULES, loss, piped, same, trained
 
 
@@ -110,3 +110,16 @@ def test_a_checkpoint_within_a_layer_that_draws_is_refused(reentrant):
     """Its second forward pass runs within backward, where it would draw other numbers unnoticed."""
     with pytest.raises(UserCodeError, match="hybrid.recompute"):
         piped(nn.Sequential(nn.Linear(4, 4), Checkpointed(reentrant)), 2)
+
+
+def test_two_stages_of_one_gpu_do_not_draw_from_its_generator_together():
+    """A GPU's dropout takes no generator of the stage's own: one stage would seed it while the other draws."""
+    check_generators([torch.device("cpu"), torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)])
+    with pytest.raises(UsageError, match="several stages onto cuda:0 that draw random numbers"):
+        check_generators([torch.device("cuda", 0), torch.device("cuda", 1), torch.device("cuda", 0)])
+
+
+def test_only_stages_that_draw_count_as_such():
+    """The number after a stage's last link is the next stage's first; only in the last stage it stands for the loss."""
+    made = piped(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.5), nn.Linear(8, 3)), 2)
+    assert [stage.randomness.links for stage in made._stages] == [frozenset(), {2}]

@@ -85,9 +85,9 @@ class FlatGradients:
         self._missing = [0] * len(self._plan)
         self._handles: list[Any] = [None] * len(self._flats)
         self._started = [False] * len(self._flats)
-        # Of each stage: the parameters whose gradients its last backward pass has made; whether that has begun.
+        # Of each stage: the parameters whose gradients its last backward pass has made.
         self._arrived: list[set[int]] = [set() for _ in range(max(self._stages, default=0) + 1)]
-        self._reducing = [False] * len(self._arrived)
+        self._reducing: set[int] = set()  # stages in which that has begun; some may have no parameter of their own
         self._reduced_before = 0.0
         self._world: World | None = None
         self._hooks = [p.register_post_accumulate_grad_hook(self._hook(i)) for i, p in enumerate(self._parameters)]
@@ -115,7 +115,7 @@ class FlatGradients:
         self._tail.zero_()
         self._missing = [len(bucket.slots) for bucket in self._plan]
         self._started = [False] * len(self._flats)
-        self._reducing = [False] * len(self._reducing)
+        self._reducing.clear()
         for arrived in self._arrived:
             arrived.clear()
         self._reduced_before = self._world.reduced() if self._world is not None else 0.0
@@ -123,13 +123,14 @@ class FlatGradients:
     def last(self, stage: int = 0) -> None:
         """The coming backward pass of ``stage`` is its last: each of its buckets is reduced as soon as it is full, but the
         one that carries the tail. Called by the thread that runs it."""
-        self._reducing[stage] = True
+        self._reducing.add(stage)
 
     def finish(self, loss_sum: float, flags: Sequence[float], weight: float) -> tuple[
             float, tuple[float, ...], float, float]:
         """Start what backward left out, wait for all.
 
-        ``weight`` is this rank's share of the global batch, for the statistics. Returns the sum of losses, the flags, and the seconds that were waited and that reductions went on unseen.
+        ``weight`` is this rank's share of the global batch, for the statistics. Returns the sum of losses, the flags, and the
+        seconds that were waited and that reductions went on unseen.
         """
         assert len(flags) <= FLAGS
         head = torch.tensor([loss_sum, *flags])
@@ -201,7 +202,7 @@ class FlatGradients:
             if parameter.grad is not view:  # the first micro-batch: autograd has handed over a fresh tensor
                 view.copy_(parameter.grad)
                 parameter.grad = view
-            if self._reducing[stage]:
+            if stage in self._reducing:
                 if index in arrived:  # its bucket may be on its way already
                     raise UserCodeError(
                         f"the gradient of a parameter of shape {tuple(parameter.shape)} arrived twice in one backward "

@@ -28,7 +28,7 @@ def devices(config: HybridConfig, local_rank: int) -> list[torch.device]:
         raise UsageError("hybrid.stages, hybrid.microbatches and hybrid.split must be numbers when a worker starts. hvtrain "
                          "run settles what is auto; elsewhere, write down what this recommends: hvtrain plan CONFIG")
     if isinstance(config.devices, list):
-        return [torch.device(name) for name in config.devices]
+        return [_device(name) for name in config.devices]
     if config.devices == "cpu" or not torch.cuda.is_available():
         return [torch.device("cpu")] * stages
     there, first = torch.cuda.device_count(), local_rank * stages
@@ -37,6 +37,20 @@ def devices(config: HybridConfig, local_rank: int) -> list[torch.device]:
                          f"there are {there}. Start at most {there // stages} workers here, or set hybrid.stages or "
                          "hybrid.devices")
     return [torch.device("cuda", first + stage) for stage in range(stages)]
+
+
+def _device(name: str) -> torch.device:
+    """Raises UsageError for one that is not there."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UsageError(f"hybrid.devices has {name!r}; with PyTorch a device is cpu, or cuda:0, cuda:1 and so on")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"hybrid.devices has {name!r}, but PyTorch sees {torch.cuda.device_count()} GPUs. Set "
+                         "hybrid.devices=cpu, or to the devices that are there")
+    return device
 
 
 def _chain(model: torch.nn.Module, task: Task, split: list[int]) -> tuple[Chain, list[int]]:
@@ -65,7 +79,8 @@ class StagedModel:
         self._model, self._task, self._config, self._tick = model, task, config, tick
         self._first, self.device = places[0], places[-1]
         self._chain, split = _chain(model, task, config.split)
-        self._parts: list[Part] = cut(self._chain, split, places)
+        changing = Statistics(model, task.averaged_buffers).buffers
+        self._parts: list[Part] = cut(self._chain, split, places, changing)
         stage_of = {id(parameter): stage for stage, part in enumerate(self._parts) for parameter in part.parameters()}
         self.stages = [stage_of.get(id(parameter), 0) for parameter in model.parameters() if parameter.requires_grad]
         self._base, self._learned = 0, False
@@ -110,9 +125,11 @@ class StagedModel:
 
     def _microbatch(self, batch: Any, count: int, total: float, values: list[torch.Tensor]) -> Microbatch:
         """``values`` gets the sum of its losses."""
-        inputs, named = arguments(self._task, to_device(batch, self._first))
+        batch = to_device(batch, self._first)
+        inputs, named = arguments(self._task, batch)
 
         def loss(outputs: Any) -> torch.Tensor:
+            # The same batch: Task.inputs may have put something into it, such as the targets of mixed samples.
             value = losses(self._task, outputs, to_device(batch, self.device), count).sum()
             values.append(value.detach())
             return value / total
@@ -120,7 +137,8 @@ class StagedModel:
         return Microbatch(inputs, loss, named)
 
     def infer(self, batch: Any) -> tuple[Any, Any]:
-        inputs, named = arguments(self._task, to_device(batch, self._first))
+        batch = to_device(batch, self._first)
+        inputs, named = arguments(self._task, batch)
         return self._pipeline.infer(inputs, named), to_device(batch, self.device)
 
     def train(self, mode: bool) -> None:

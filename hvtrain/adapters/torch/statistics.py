@@ -64,7 +64,7 @@ class Statistics:
         """Take the summed changes; counters advance by one, whatever the number of ranks."""
         offset = 0
         for kept, buffer in zip(self._kept, self._floats):
-            change = room[offset:offset + buffer.numel()].view_as(buffer).to(buffer.dtype)
+            change = room[offset:offset + buffer.numel()].view_as(buffer).to(buffer.device, buffer.dtype)
             torch.add(kept, change, out=buffer)
             offset += buffer.numel()
         for kept, buffer in zip(self._kept_counters, self._counters):

@@ -1,12 +1,12 @@
 """Where a stage computes: the processor, or a stream of its own on a GPU. To its stage both look alike.
 
-What one stage hands to the next has a signal with it, which the receiver's lane waits for: None on the processor, where a
-value is ready when it is there; an event of the stream on a GPU. (The GPU's lane has been run on no GPU yet.)
+What one stage hands to the next has a signal with it, which the receiver's lane waits for: None from the processor, where a
+value is ready when it is there; an event of the stream from a GPU. (The GPU's lane has been run on no GPU yet.)
 """
 
 from __future__ import annotations
 
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from typing import Any, ContextManager, Iterator
 
 import torch
@@ -28,6 +28,8 @@ class Lane:
 
     def take(self, tensor: torch.Tensor, signal: Any) -> torch.Tensor:
         """``tensor`` of another lane, on this one's device, once ``signal`` is given."""
+        if signal is not None:  # it comes from a GPU; this thread's copy would not wait for that lane's stream
+            signal.synchronize()
         return tensor.to(self.device)
 
     def noise(self, seed: int) -> None:
@@ -47,7 +49,13 @@ class StreamLane(Lane):
             stack.enter_context(torch.cuda.device(self.device))
             self._stream.wait_stream(torch.cuda.default_stream(self.device))  # the last update of the weights
             stack.enter_context(torch.cuda.stream(self._stream))
-            yield
+            try:
+                yield
+            except BaseException:
+                # What it still computes must not write into statistics that are put back, or gradients of the next try.
+                with suppress(RuntimeError):  # the first error counts
+                    self._stream.synchronize()
+                raise
             self._stream.synchronize()
 
     def signal(self) -> Any:

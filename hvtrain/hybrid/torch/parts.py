@@ -93,8 +93,11 @@ class Part(nn.Module):
             linking.follow(link, self._chain.model)
 
 
-def cut(chain: Chain, split: Sequence[int], devices: Sequence[torch.device | str]) -> list[Part]:
+def cut(chain: Chain, split: Sequence[int], devices: Sequence[torch.device | str],
+        changing: Sequence[torch.Tensor] = ()) -> list[Part]:
     """Cut ``chain`` into parts of ``split`` links and move each to its device.
+
+    ``changing`` are the model's buffers that forward passes change; those of normalisation layers need not be among them.
 
     Of a parameter that several parts use the first is the owner, and the others get an alias in a copy of the modules
     around it; so every parameter of the model stays the object that it is. Buffers that move to another device do not:
@@ -107,12 +110,15 @@ def cut(chain: Chain, split: Sequence[int], devices: Sequence[torch.device | str
     _check(chain, split, devices)
     parts: list[Part] = []
     owners: dict[int, torch.Tensor] = {}  # parameters and buffers that earlier parts hold
+    theirs = set(map(id, changing))
+    changed = {(module, name) for link in chain.links for module in link.modules()
+               for name, buffer in module._buffers.items() if isinstance(module, _NormBase) or id(buffer) in theirs}
     for number, (length, device) in enumerate(zip(split, map(_numbered, devices))):
         first = sum(split[:number])
         links = chain.links[first:first + length]
         own = {id(tensor): tensor for link in links for tensor in (*link.parameters(), *link.buffers())}
         shared = {key: tensor for key, tensor in own.items() if key in owners}
-        _refuse_statistics(chain, links, shared, first)
+        _refuse_statistics(chain, links, shared, first, changed)
         links, ties, copies = _separated(chain, links, shared, device, number)
         parts.append(Part(chain, number, first, links, device, ties, copies))
         owners |= own | _move(chain, parts[-1])
@@ -161,15 +167,20 @@ def _move(chain: Chain, part: Part) -> dict[int, torch.Tensor]:
     return {id(buffer): buffer for buffer in moved.values() if buffer is not None}
 
 
-def _refuse_statistics(chain: Chain, links: Sequence[nn.Module], shared: dict[int, torch.Tensor], first: int) -> None:
+def _refuse_statistics(chain: Chain, links: Sequence[nn.Module], shared: dict[int, torch.Tensor], first: int,
+                       changed: set[tuple[nn.Module, str]]) -> None:
     for number, link in enumerate(links, first):
         for module in link.modules():
-            if isinstance(module, _NormBase) and any(id(b) in shared for b in module.buffers(recurse=False)):
-                name = next((name for name, m in chain.model.named_modules() if m is module), type(module).__name__)
+            own = [name for name, buffer in module._buffers.items()
+                   if id(buffer) in shared and (module, name) in changed]
+            if own:
+                path = next((path for path, m in chain.model.named_modules() if m is module), type(module).__name__)
+                what = (f"the normalisation layer {path!r}" if isinstance(module, _NormBase)
+                        else f"the averaged buffer {f'{path}.{own[0]}'.lstrip('.')!r}")
                 raise UserCodeError(
-                    f"the normalisation layer {name!r} is used by layer {number} ({chain.names[number]}) and by an "
-                    "earlier stage, so that its statistics would depend on which is faster. Give each its own, or cut so "
-                    "that one stage has both, by hybrid.split")
+                    f"{what} is used by layer {number} ({chain.names[number]}) and by an earlier stage, so that its values "
+                    "would depend on which is faster. Give each its own, or cut so that one stage has both, by "
+                    "hybrid.split")
 
 
 def _numbered(device: torch.device | str) -> torch.device:

@@ -26,7 +26,7 @@ from hvtrain.hybrid.schedule import Backward, Forward, Pass
 from hvtrain.hybrid.torch.borders import Crossing, crossing, mapped
 from hvtrain.hybrid.torch.links import spread
 from hvtrain.hybrid.torch.parts import Part
-from hvtrain.hybrid.torch.randomness import Watch, check_untouched
+from hvtrain.hybrid.torch.randomness import Watch, check_generators, check_untouched
 from hvtrain.hybrid.torch.stage import Context, Kept, Loss, Stage
 from hvtrain.hybrid.torch.workers import Crew, Effort
 
@@ -67,7 +67,8 @@ class Pipeline:
     def learn(self, example: Microbatch) -> None:
         """Try the stages one after another on ``example``; to be done before the first step. Nothing of it stays.
 
-        Raises UserCodeError for what cannot be trained in stages, and whatever the model raises.
+        Raises UserCodeError for what cannot be trained in stages, UsageError for devices that stages cannot share, and
+        whatever the model raises.
         """
         before = torch.default_generator.get_state()
         watch = Watch()
@@ -82,7 +83,8 @@ class Pipeline:
         finally:
             torch.default_generator.set_state(before)
         for stage in self._stages:
-            stage.randomness.links = frozenset(watch.found & stage.links())
+            stage.randomness.links = frozenset(watch.found & stage.links(last=stage is last))
+        check_generators([stage.part.device for stage in self._stages if stage.randomness.links])
         self._learned = True
 
     def run(self, microbatches: Sequence[Microbatch], *, seed: int = 0, on_last: Callable[[int], None] = lambda stage: None,

@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import functools
 from contextlib import nullcontext
-from typing import Any, Callable, Collection, ContextManager, Mapping
+from typing import Any, Callable, Collection, ContextManager, Mapping, Sequence
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hvtrain.errors import UserCodeError
+from hvtrain.errors import UsageError, UserCodeError
 from hvtrain.hybrid.torch.lanes import Lane
 
 _MASK = 2**64 - 1
@@ -150,6 +150,20 @@ class Randomness:
             return self._dice.seeded(seed)
 
         return context
+
+
+def check_generators(devices: Sequence[torch.device]) -> None:
+    """Raise UsageError if two of the stages that draw, on these ``devices``, are on one GPU.
+
+    Some of its operations (dropout among them) draw from its default generator, which one stage would seed while the
+    other draws.
+    """
+    gpus = [device for device in devices if device.type == "cuda"]
+    twice = next((gpu for gpu in gpus if gpus.count(gpu) > 1), None)
+    if twice is not None:
+        raise UsageError(f"hybrid.devices puts several stages onto {twice} that draw random numbers (dropout, say), and "
+                         "a GPU has one generator for all of them. Give each of these stages a GPU of its own, or cut so that "
+                         "one stage draws, by hybrid.split")
 
 
 def check_untouched(before: torch.Tensor) -> None:

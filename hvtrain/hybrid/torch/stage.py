@@ -56,9 +56,9 @@ class Stage:
         self._statistics = Statistics([buffer for buffer in statistics if id(buffer) in own])
         self._in_place = False
 
-    def links(self) -> set[int]:
-        """The numbers of its links; the one after them stands for the loss, which may draw random numbers as well."""
-        return set(range(self.part.first, self.loss_link + 1))
+    def links(self, last: bool) -> set[int]:
+        """The numbers of its links; in the last stage also that of the loss, which may draw random numbers as well."""
+        return set(range(self.part.first, self.loss_link + last))
 
     # Forward -------------------------------------------------------------------------------------------
     def forward(self, given: Crossing, named: Mapping[str, Any], microbatch: int, seed: int, *, keep: bool,
