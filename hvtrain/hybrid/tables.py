@@ -22,7 +22,8 @@ def text(plan: Plan, *, every: bool = False) -> str:
     """The shapes as a table, the recommended one marked; with ``every`` all that there are, else the best of each kind."""
     rows = plan.predictions if every else selected(plan)
     lines = table.lines([HEAD, *(_row(found, plan) for found in rows)])
-    best = f"* recommended: {describe(plan.best.shape)}, {duration(plan.best.seconds)} a step. {plan.reason}"
+    split = f", layers split as {' + '.join(map(str, plan.best.split))}" if plan.best.shape.stages > 1 else ""
+    best = f"* recommended: {describe(plan.best.shape)}{split}, {duration(plan.best.seconds)} a step. {plan.reason}"
     problems = [] if all(found.fits for found in rows) else ["- does not fit the memory of the devices"]
     return "\n".join([*lines, "", best, *problems, LEGEND])
 

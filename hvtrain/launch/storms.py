@@ -26,14 +26,16 @@ async def rage(plan: Plan | None, coordinator: Coordinator, directory: Path) -> 
     while not coordinator.members():
         await asyncio.sleep(LOOK_SECONDS)
     loop = asyncio.get_running_loop()
-    began = loop.time()
+    began, struck = loop.time(), set()
     for strike in storm.strikes(plan):
         await asyncio.sleep(max(0.0, began + strike.after - loop.time()))
-        members = coordinator.members()
+        # Who was killed a moment ago may not have been missed yet.
+        members = [member for member in coordinator.members() if member["pid"] not in struck]
         if not members:
             continue  # nobody is there to be struck
         victim = storm.pick(strike.draw, members)
         claim = registry.claim(strike.fault, strike.number, RANDOM, rank=victim["rank"], pid=victim["pid"],
                                step=victim["step"], phase="", round=victim["round"])
         if claim is not None:
+            struck.add(victim["pid"])
             await coordinator.signal(victim["worker"], _SIGNALS[strike.kind])

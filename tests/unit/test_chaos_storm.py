@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 from statistics import mean, pstdev
 
@@ -9,6 +10,7 @@ import pytest
 
 from hvtrain.chaos.plan import Plan
 from hvtrain.chaos.storm import pick, strikes
+from hvtrain.launch.storms import rage
 
 
 def plan_of(*faults, seed=0):
@@ -54,3 +56,21 @@ def test_a_plan_without_chance():
 
 def test_pick_covers_the_ends():
     assert pick(0.0, [5, 6]) == 5 and pick(0.999999, [5, 6]) == 6 and pick(0.7, [5]) == 5
+
+
+def test_nobody_is_struck_twice(tmp_path):
+    """Two kills 30 ms apart both chose one worker, before its death was known: the second one hit nobody."""
+    struck = []
+
+    class Slow:
+        """A coordinator that has heard of no death yet."""
+
+        def members(self):
+            return [{"worker": f"w{pid}", "pid": pid, "rank": pid, "step": 1, "round": 1} for pid in range(3)]
+
+        async def signal(self, worker, number):
+            struck.append(worker)
+
+    plan = plan_of({"kind": "kill", "every": "30ms", "during": "600ms"})
+    asyncio.run(rage(plan, Slow(), tmp_path))
+    assert sorted(struck) == ["w0", "w1", "w2"]
