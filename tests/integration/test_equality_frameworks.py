@@ -19,12 +19,12 @@ def trained(tmp_path_factory):
     """``trained(framework, workers)``: a run that is over; each is made once."""
     runs = {}
 
-    def run(framework: str, workers: int, name: str = "run", **more) -> Run:
+    def run(framework: str, workers: int, name: str = "run", *settings: str, **more) -> Run:
         key = framework, workers, name
         if key not in runs:
             runs[key] = Run(tmp_path_factory.mktemp(f"{framework}-{workers}"), name)
             target = f"{digits.__name__}.in_{framework}:Digits"
-            runs[key].run(*SETTINGS, f"framework={framework}", f"task.target={target}", workers=workers, **more)
+            runs[key].run(*SETTINGS, f"framework={framework}", f"task.target={target}", *settings, workers=workers, **more)
         return runs[key]
 
     return run
@@ -53,6 +53,13 @@ def test_all_frameworks_follow_the_same_curve(trained, framework, workers):
     found = weights(run, framework)
     for name, array in weights(reference, "numpy").items():
         assert found[name] == pytest.approx(array, abs=1e-4), name
+
+
+@pytest.mark.parametrize("framework", ["torch", "keras"])
+def test_two_replicas_of_two_stages_follow_the_same_curve(trained, framework):
+    """Layers over two stages, four micro-batches, two replicas: the losses of one process with the whole model, to 1e-5."""
+    found = trained(framework, 2, "staged", f"hybrid={{stages: 2, microbatches: 4, split: [2, 1], devices: cpu}}")
+    assert curve(found, 2) == pytest.approx(curve(trained("numpy", 1), 1), abs=1e-5)
 
 
 def test_the_reference_survives_its_workers(trained):
