@@ -13,6 +13,7 @@ from hvtrain.callbacks import Callback
 from hvtrain.config import Job, layers
 from hvtrain.engine import rounds
 from hvtrain.engine import world as worlds
+from hvtrain.engine.machine import cores
 from hvtrain.errors import ExitCode, UsageError
 from hvtrain.loop import Loop, Outcome
 from hvtrain.report.reporter import Reporter
@@ -61,7 +62,7 @@ class Trainer:
                              f"{'es' if place.size > 1 else ''}. Start it with: horovodrun -np {wanted} python SCRIPT")
         session = _LocalSession(self._job, place)
         threads = self._job.launch.threads
-        count = threads if isinstance(threads, int) else max(1, (os.cpu_count() or 1) // place.local_size)
+        count = threads if isinstance(threads, int) else max(1, cores() // place.local_size)
         loop = Loop(self._job, self._task, session, threads=count, local_rank=place.local_rank,
                     callbacks=self._callbacks)
         try:

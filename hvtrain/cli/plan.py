@@ -51,9 +51,11 @@ def plan(config: str, overrides: tuple[str, ...], nodes: int, devices: int | Non
     wishes = planning.Wishes(nodes, devices, _memory(memory), _rate(bandwidth, "--bandwidth"), _rate(link, "--link"), speed)
     found = planning.draw_up(config, overrides, wishes, fresh=fresh, say=lambda words: click.echo(words, err=True))
     if as_json:
-        click.echo(json.dumps({**tables.to_json(found.plan, found.measurement.costs), "command": found.command}, indent=1))
+        click.echo(json.dumps({**tables.to_json(found.plan, found.measurement.costs), "command": found.command,
+                               "given": found.given}, indent=1))
         return
-    click.echo(f"{found.head}\n\n{tables.text(found.plan, every=every)}\n\ntrain so with:  {found.command}")
+    given = f"{found.given}\n\n" if found.given else ""
+    click.echo(f"{found.head}\n\n{tables.text(found.plan, every=every)}\n\n{given}train so with:  {found.command}")
 
 
 def _memory(text: str | None) -> int | None:

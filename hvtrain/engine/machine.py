@@ -9,6 +9,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvtrain import cgroups
+
 _GIB = 1 << 30
 
 
@@ -45,33 +47,23 @@ def read_machine(disk_path: str | os.PathLike[str] = ".") -> Machine:
         interfaces=interfaces(), gpus=gpus(), disk_path=str(path), disk_free=shutil.disk_usage(path).free)
 
 
-def cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Processor cores that this process may use: affinity, and the cgroup's quota if there is one. At least 1."""
+def cores(root: Path = Path("/")) -> int:
+    """Processor cores that this process may use: affinity, and whole ones of its cgroups' quota if there is one. At least
+    1."""
     try:
         count = len(os.sched_getaffinity(0))
     except AttributeError:  # not Linux
         count = os.cpu_count() or 1
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()[:2]
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    except (OSError, ValueError):
-        pass
-    return max(1, count)
+    quota = cgroups.processors(root)
+    # Threads beyond the quota would be halted together with all others in each period.
+    return max(1, count if quota is None else min(count, int(quota)))
 
 
-def memory_free(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Bytes of memory that can be had without swapping, within the cgroup's limit if there is one."""
+def memory_free(root: Path = Path("/")) -> int:
+    """Bytes of memory that can be had without swapping, within the cgroups' limits if there are any."""
     import psutil
 
-    free = psutil.virtual_memory().available
-    try:
-        limit = (cgroup / "memory.max").read_text().strip()
-        if limit != "max":
-            free = min(free, max(0, int(limit) - int((cgroup / "memory.current").read_text())))
-    except (OSError, ValueError):
-        pass
-    return free
+    return max(0, min(psutil.virtual_memory().available, cgroups.memory_left(root)))
 
 
 def interfaces() -> tuple[Interface, ...]:

@@ -10,13 +10,14 @@ from typing import Callable, Sequence
 
 from hvtrain.config import Job, load
 from hvtrain.config.hybrid import HybridConfig
+from hvtrain.engine.machine import cores
 from hvtrain.errors import UsageError
 from hvtrain.hybrid.cluster import BUS, LINK, NETWORK, Cluster
 from hvtrain.hybrid.measurement import FILE_NAME, Measurement
-from hvtrain.hybrid.planner import Choice, Plan, amount, duration, plan
+from hvtrain.hybrid.planner import Choice, Plan, amount, describe, duration, plan
 from hvtrain.hybrid.prediction import Prediction
 from hvtrain.launch import measurer
-from hvtrain.launch.settling import MOST_THREAD_STAGES, threads_each
+from hvtrain.launch.settling import MOST_THREAD_STAGES, stages_of, threads_each
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,16 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A ``plan``, the ``measurement`` under it, the ``command`` that trains so, and two lines of ``head`` for people."""
+    """A ``plan``, the ``measurement`` under it, the ``command`` that trains so, and two lines of ``head`` for people.
+
+    ``given`` is the shape that the job file asks for, in words, and what it would take; empty where it asks for none.
+    """
 
     plan: Plan
     measurement: Measurement
     command: str
     head: str
+    given: str = ""
 
 
 def draw_up(config: str, overrides: Sequence[str], wishes: Wishes, *, fresh: bool, say: Callable[[str], None]) -> Drawn:
@@ -57,24 +62,24 @@ def draw_up(config: str, overrides: Sequence[str], wishes: Wishes, *, fresh: boo
         raise UsageError("framework: numpy has no stages, so there is nothing to plan; a plan takes torch or keras")
     hybrid = job.hybrid or HybridConfig()
     measured = job.model_copy(update={"hybrid": hybrid})
-    cores = len(os.sched_getaffinity(0))
     workers = job.launch.workers or 1  # as `hvtrain run` would, which then takes this measurement
     found = measurer.obtain(measured, str(Path(config).resolve().parent), workers=workers,
                             threads=threads_each(job, workers), fresh=fresh,
                             before=lambda: say(f"measuring the model of {config} ..."))
     path = measurer.keep(job.run.dir, found)
-    cluster = _cluster(hybrid, found, wishes, cores)
+    cluster = _cluster(hybrid, found, wishes, cores())
     drawn = plan(found.costs, cluster, job.data.global_batch, _choice(hybrid, found, cluster))
-    return Drawn(drawn, found, command(config, overrides, job, drawn), _head(config, drawn, found, path))
+    return Drawn(drawn, found, command(config, overrides, job, drawn), _head(config, drawn, found, path),
+                 _given(job, found, drawn))
 
 
-def _cluster(hybrid: HybridConfig, found: Measurement, wishes: Wishes, cores: int) -> Cluster:
+def _cluster(hybrid: HybridConfig, found: Measurement, wishes: Wishes, here: int) -> Cluster:
     """Devices that were asked for are devices of their own; else they are what this machine has."""
     own = wishes.devices is not None or found.gpus > 0
     given = hybrid.memory.bytes if hybrid.memory is not None else found.memory
-    return Cluster(nodes=wishes.nodes, devices=wishes.devices or found.gpus or cores, memory=wishes.memory or given,
+    return Cluster(nodes=wishes.nodes, devices=wishes.devices or found.gpus or here, memory=wishes.memory or given,
                    network=wishes.network or NETWORK, link=wishes.link or (BUS if own else LINK),
-                   cores=None if own else cores, parallel=found.parallel, speed=wishes.speed)
+                   cores=None if own else here, parallel=found.parallel, speed=wishes.speed)
 
 
 def _choice(hybrid: HybridConfig, found: Measurement, cluster: Cluster) -> Choice:
@@ -83,6 +88,29 @@ def _choice(hybrid: HybridConfig, found: Measurement, cluster: Cluster) -> Choic
     if cluster.cores is not None and cluster.memory is not None:  # threads can be more than cores
         stages = tuple(range(1, max(cluster.devices, MOST_THREAD_STAGES) + 1))
     return Choice(stages=stages, codecs=codecs, schedule=hybrid.schedule)
+
+
+def _given(job: Job, found: Measurement, drawn: Plan) -> str:
+    """What the shape that ``job`` asks for would take on the same machines; or why it cannot be."""
+    stages = stages_of(job)
+    if job.hybrid is None or stages is None:
+        return ""
+    hybrid = job.hybrid
+    try:
+        if hybrid.split is not None and sum(hybrid.split) != len(found.costs.layers):
+            raise UsageError(f"hybrid.split is about {sum(hybrid.split)} layers, the model has "
+                             f"{len(found.costs.layers)}.")
+        microbatches = hybrid.microbatches if isinstance(hybrid.microbatches, int) else None
+        split = tuple(hybrid.split) if hybrid.split is not None else None
+        choice = Choice(stages=(stages,), microbatches=microbatches, split=split, recompute=(hybrid.recompute,),
+                        codecs=(job.comm.codec,), schedule=hybrid.schedule)
+        own = plan(found.costs, drawn.cluster, job.data.global_batch, choice).best
+    except UsageError as error:
+        return f"as the job file has it: impossible. {error}"
+    if (own.shape, own.split) == (drawn.best.shape, drawn.best.split):
+        return "as the job file has it: just so"
+    return (f"as the job file has it: {describe(own.shape)}, layers split as {' + '.join(map(str, own.split))}, "
+            f"{duration(own.seconds)} a step, {own.seconds / drawn.best.seconds:.2f} times as long")
 
 
 def command(config: str, overrides: Sequence[str], job: Job, drawn: Plan) -> str:

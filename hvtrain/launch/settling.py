@@ -8,12 +8,13 @@
 
 from __future__ import annotations
 
-import os
+import re
 from dataclasses import dataclass, replace
 from typing import Any, Callable, Mapping
 
 from hvtrain.config import Job
 from hvtrain.config.hybrid import HybridConfig
+from hvtrain.engine.machine import cores
 from hvtrain.errors import UsageError, UserCodeError
 from hvtrain.hybrid.cluster import Cluster
 from hvtrain.hybrid.measurement import Measurement
@@ -23,6 +24,9 @@ from hvtrain.launch import measurer
 
 MICROBATCHES_EACH = 4
 """Micro-batches for each stage where nothing is measured: the pipeline then stands idle for a fifth of the time."""
+
+DEVICE = {"torch": r"(cuda|cpu)(:\d+)?", "keras": r"(cuda|gpu|cpu)(:\d+)?", "numpy": ".*"}
+"""What a device's name looks like."""
 
 MOST_THREAD_STAGES = 8
 """Stages that are tried on the processor beyond one for each core, where hybrid.memory asks for more devices."""
@@ -128,8 +132,12 @@ def adopt(job: Job, section: Mapping[str, Any]) -> Job:
 
 
 def check_devices(job: Job, workers_here: int) -> None:
-    """Raise UsageError where several workers of a host would use the same devices."""
+    """Raise UsageError for devices that no framework knows, or where several workers of a host would use the same."""
     devices = job.hybrid.devices if job.hybrid is not None else "auto"
+    for name in devices if isinstance(devices, list) else ():
+        if not re.fullmatch(DEVICE[job.framework], name.strip().lower()):
+            raise UsageError(f"hybrid.devices has {name!r}; with framework: {job.framework} a device is cpu, or cuda:0, "
+                             "cuda:1 and so on")
     if isinstance(devices, list) and workers_here > 1 and any(not name.lower().startswith("cpu") for name in devices):
         raise UsageError(f"hybrid.devices: [{', '.join(devices)}] names the devices of one worker, but {workers_here} "
                          "workers are to run on this host, and all of them would take these. Leave it out (hybrid.devices=auto), so "
@@ -147,7 +155,7 @@ def _plan(job: Job, found: Measurement, ground: Ground, stages: int | None, thre
         check_gpus(found.gpus, here, stages, spares)
     most = stages or _most(job, found, here + spares, threads, cpu)
     cluster = Cluster(nodes=ground.hosts, devices=ground.slots or most * here, memory=memory,
-                      cores=min(_cores(), threads * here) if cpu else None, parallel=found.parallel)
+                      cores=min(cores(), threads * here) if cpu else None, parallel=found.parallel)
     counts = (stages,) if stages else tuple(range(1, most + 1)) if ground.slots is None else None
     given = hybrid.microbatches if isinstance(hybrid.microbatches, int) else None
     split = tuple(hybrid.split) if hybrid.split is not None else None
@@ -180,11 +188,7 @@ def _most(job: Job, found: Measurement, here: int, threads: int, cpu: bool) -> i
 def threads_each(job: Job, workers_here: int) -> int:
     """CPU threads of each of ``workers_here`` workers on this host; its stages share them."""
     wanted = job.launch.threads
-    return wanted if isinstance(wanted, int) else max(1, _cores() // workers_here)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    return wanted if isinstance(wanted, int) else max(1, cores() // workers_here)
 
 
 def _with(job: Job, **values: Any) -> Job:

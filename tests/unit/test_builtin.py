@@ -94,7 +94,8 @@ def test_a_missing_package_is_named_with_the_command(monkeypatch, load, remedy):
         load()
 
 
-@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"1,2,3\n"), gzip.compress(b"a,b\n")])
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b"1,2,3\n"), gzip.compress(b"a,b\n")],
+                         ids=["not compressed", "too narrow", "no numbers"])  # gzip writes the time: no name for a test
 def test_a_strange_file_is_refused(package, content):
     package[0].write_bytes(content)
     with pytest.raises(EnvironmentNotReady, match="--force-reinstall"):

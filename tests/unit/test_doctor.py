@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from hvtrain.engine.doctor import Check, Facts, Status, can_train, diagnose, to_json
 from hvtrain.engine.frameworks import Framework
 from hvtrain.engine.info import EngineInfo, describe
-from hvtrain.engine.machine import Interface, Machine, cores, existing_parent
+from hvtrain.engine.machine import Interface, Machine, existing_parent
 from hvtrain.engine.toolchain import Missing
 
 GIB = 1 << 30
@@ -101,13 +101,6 @@ def test_the_command_ends_with_3_when_training_cannot_work(monkeypatch: pytest.M
         result = CliRunner().invoke(doctor, arguments)
         assert result.exit_code == code
     assert json.loads(result.output)["can_train"] == (code == 0)
-
-
-@pytest.mark.parametrize("quota, expected", [("max 100000", None), ("100000 100000", 1), ("50000 100000", 1)])
-def test_cores_respect_the_cgroup(tmp_path: Path, quota: str, expected: int | None) -> None:
-    (tmp_path / "cpu.max").write_text(quota)
-    free = cores(tmp_path / "no-cgroup")
-    assert cores(tmp_path) == (expected or free) and free >= 1
 
 
 def test_existing_parent(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import tensorflow as tf
 from keras import layers
 
 from hvtrain.hybrid.costs import ModelCosts
-from hvtrain.hybrid.keras.alike import AlikeBatches
 from hvtrain.hybrid.keras.links import chain
 from hvtrain.hybrid.keras.profile import measure
 from hvtrain.hybrid.keras.purity import Pure
@@ -107,16 +106,3 @@ def test_costs_of_links():
     assert ModelCosts.from_json(costs.to_json()) == costs
     for value, variable in zip(before, (*model.variables, *optimizer.variables)):
         np.testing.assert_array_equal(value, variable.numpy())
-
-
-def test_micro_batches_of_one_kind_go_through_one_graph():
-    graphs = AlikeBatches(lambda batches, _: tf.add_n([tf.reduce_sum(batch) for batch in batches]), [
-        tf.TensorSpec([], tf.float32)])
-
-    def total(*shapes):
-        return float(graphs([tf.ones(shape) for shape in shapes], tf.constant(0.0)))
-
-    assert total((3, 5), (2, 5)) == 25 and total((4, 5), (4, 5)) == 40 and graphs.traces == 1
-    assert total((4, 6), (4, 7)) == 52 and total((4, 7), (1, 5)) == 33 and total((2, 5), (2, 9)) == 28
-    assert graphs.traces == 2
-    assert total((3, 5)) == 15 and graphs.traces == 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -105,6 +106,19 @@ def test_the_command_undoes_what_the_file_says_otherwise(job):
     load(job, [word for word in last.split() if "=" in word])  # is a valid job
     whole = run(job, "--devices", "2", "--link", "1000GB").stdout.splitlines()[-1]
     assert whole.endswith("hybrid=null")
+
+
+@pytest.mark.parametrize("hybrid, said", [
+    ("{stages: 2, microbatches: 4, split: [6, 18]}",
+     r"4 replicas x 2 stages, 4 micro-batches, layers split as 6 \+ 18, .* times as long"),
+    ("{stages: 2, split: [8, 8]}", "impossible. hybrid.split is about 16 layers, the model has 24"),
+    ("{stages: 30}", "impossible. 30 stages need at least 30 layers"), ("{recompute: true}", None)])
+def test_the_shape_that_the_file_asks_for_is_predicted_beside_the_best(job, hybrid, said):
+    with open(job, "a") as file:
+        file.write(f"hybrid: {hybrid}\n")
+    keep(job)
+    output = run(job, "--devices", "8", "--memory", "80GB").stdout
+    assert re.search(f"as the job file has it: {said}", output) if said else "as the job file" not in output
 
 
 def test_the_command_says_nothing_twice(job):

@@ -53,7 +53,7 @@ def measured(monkeypatch):
 
     Measured.asked = []
     monkeypatch.setattr(measurer, "obtain", obtain)
-    monkeypatch.setattr(settling, "_cores", lambda: 4)
+    monkeypatch.setattr(settling, "cores", lambda: 4)
     return Measured
 
 
@@ -174,6 +174,15 @@ def test_workers_of_a_host_cannot_have_the_same_devices(measured):
     with pytest.raises(UsageError, match="2 workers are to run on this host"):
         settled(devices, Ground(None, slots=4, hosts=2))
     assert settled({"devices": ["cpu", "cpu"], "split": [3, 3]}, Ground(2)).job.hybrid.stages == 2
+
+
+@pytest.mark.parametrize("framework, name", [("torch", "tpu:0"), ("torch", "cuda0"), ("keras", "cuda:a"),
+                                             ("torch", "gpu:0")])
+def test_a_device_that_nobody_knows_is_refused_before_anything_starts(framework, name, measured):
+    job = Job.model_validate({"framework": framework, "task": {"target": "t:T"}, "hybrid": {
+        "stages": 2, "split": [1, 1], "devices": ["cpu", name]}})
+    with pytest.raises(UsageError, match=f"hybrid.devices has '{name}'; with framework: {framework} a device is cpu"):
+        settling.settle(job, ".", settling.Ground(1), lambda words: None)
 
 
 def test_one_process_of_each_group_leads():

@@ -60,18 +60,19 @@ class AnyBatch:
     def __init__(self, function: Callable[..., Any], others: Sequence[tf.TensorSpec],
                  inspect: Callable[[Any], None] = lambda graph: None):
         self._function, self._others, self._inspect = function, others, inspect
-        self._kinds: list[tuple[Any, list[tuple[int, ...]], dict[Any, Traced]]] = []
+        self._kinds: list[tuple[Any, list[tuple[int, ...]], dict[Any, Any]]] = []
 
     def __call__(self, batch: Any, *others: tf.Tensor) -> Any:
         parts = tf.nest.flatten(batch)
-        return self._for(batch, parts)(*parts, *others)
+        return self.traced_for(batch, parts)(*parts, *others)
 
     @property
     def traces(self) -> int:
         """How many times the function has been traced."""
         return sum(len(traced) for _, _, traced in self._kinds)
 
-    def _for(self, batch: Any, parts: Sequence[tf.Tensor]) -> Traced:
+    def traced_for(self, batch: Any, parts: Sequence[tf.Tensor]) -> Any:
+        """What is called for ``batch``, whose tensors are ``parts``."""
         shapes = [tuple(part.shape) for part in parts]
         kind = tf.nest.pack_sequence_as(batch, [(part.dtype, len(shape)) for part, shape in zip(parts, shapes)])
         extents = [shape[1:] for shape in shapes]
@@ -81,20 +82,16 @@ class AnyBatch:
         else:
             first, traced = extents, {}
             self._kinds.append((kind, first, traced))
-        differing = self._differing(batch, extents, first)
+        differing = tuple(tuple(a != b for a, b in zip(mine, its)) for mine, its in zip(extents, first))
         if differing not in traced:
-            traced[differing] = self._trace(batch, parts, differing)
+            specs = [tf.TensorSpec([None, *(None if free else extent for extent, free in zip(part.shape[1:], ones))]
+                                   if part.shape.rank else [], part.dtype)
+                     for part, ones in zip(parts, differing)]
+            traced[differing] = self._trace(tf.nest.pack_sequence_as(batch, specs))
         return traced[differing]
 
-    def _differing(self, batch: Any, extents: Sequence[tuple[int, ...]],
-                   first: Sequence[tuple[int, ...]]) -> tuple[tuple[bool, ...], ...]:
-        """In which extents each part of ``batch`` differs from the ``first``."""
-        return tuple(tuple(a != b for a, b in zip(mine, its)) for mine, its in zip(extents, first))
-
-    def _trace(self, batch: Any, parts: Sequence[tf.Tensor], differing: tuple[tuple[bool, ...], ...]) -> Traced:
-        specs = [tf.TensorSpec([None, *(None if free else extent for extent, free in zip(part.shape[1:], ones))]
-                               if part.shape.rank else [], part.dtype)
-                 for part, ones in zip(parts, differing)]
-        traced = Traced(self._function, [tf.nest.pack_sequence_as(batch, specs), *self._others])
+    def _trace(self, batch: Any) -> Any:
+        """``batch``: what it looks like."""
+        traced = Traced(self._function, [batch, *self._others])
         self._inspect(traced.graph)
         return traced

@@ -10,13 +10,18 @@ from hvtrain.errors import UserCodeError
 from hvtrain.task import Task
 
 
+def used(task: Task) -> bool:
+    """Whether ``task`` has a pipeline."""
+    return getattr(type(task), "pipeline", Task.pipeline) is not Task.pipeline
+
+
 def through(task: Task, batch: Any, split: str, seed: tf.Tensor) -> Any:
     """What ``task.pipeline`` makes of ``batch``, eagerly or in a graph.
 
     Raises:
         UserCodeError: it gave no dataset. (That it holds one batch, TensorFlow checks when it runs.)
     """
-    if getattr(type(task), "pipeline", Task.pipeline) is Task.pipeline:
+    if not used(task):
         return batch
     batch = tuple(batch) if isinstance(batch, list) else batch  # to tf.data a list is one tensor
     made = task.pipeline(tf.data.Dataset.from_tensors(batch), split, seed)

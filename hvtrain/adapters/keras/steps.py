@@ -99,7 +99,7 @@ class Steps:
             result, gradients = self.compute_graphs(batch, *others)
         except tf.errors.OpError as error:
             if self._error is None:
-                raise _account(error, "the training step") from error
+                raise account(error, "the training step") from error
         if self._error is not None:
             raise self._error
         return result, gradients
@@ -132,7 +132,7 @@ class Steps:
         try:
             results = self.evaluate_graphs(batch, tf.constant(count, tf.float32))
         except tf.errors.OpError as error:
-            raise _account(error, "the evaluation") from error
+            raise account(error, "the evaluation") from error
         sums = {}
         for name, result in results.items():
             sums[name], number = result.numpy().tolist()
@@ -257,7 +257,7 @@ def summed_losses(task: Task, outputs: Any, batch: Any, count: tf.Tensor) -> lis
     return [tf.reduce_sum(losses), number]
 
 
-def _account(error: tf.errors.OpError, where: str) -> UserCodeError:
+def account(error: tf.errors.OpError, where: str) -> UserCodeError:
     """What went wrong in a graph, in one sentence; the lines of code that it comes from go into the traceback."""
     said = [line for line in error.message.splitlines() if line.strip() and "{{node" not in line]
     return UserCodeError(f"{where} failed in its graph: {type(error).__name__}: {said[-1] if said else ''}", str(error))

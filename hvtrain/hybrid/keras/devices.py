@@ -13,7 +13,7 @@ from hvtrain.errors import EnvironmentNotReady, UsageError
 
 EXACT = {"remapping": False, "arithmetic_optimization": False, "constant_folding": False}
 """Of TensorFlow's optimisations of graphs, those that round differently: whether they apply depends on where a model is
-cut, and they make one sum of the gradients of all micro-batches, which keeps all of them until the last."""
+cut."""
 
 
 def take(hybrid: HybridConfig, stages: int, threads: int, local_rank: int) -> list[str]:

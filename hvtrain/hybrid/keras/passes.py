@@ -138,7 +138,7 @@ class Passes:
         taped = []
         for step in steps:
             with tf.GradientTape() as tape:
-                inputs = {key: _copy(values[key]) for key in step.takes}
+                inputs = {key: copy(values[key]) for key in step.takes}
                 followed = {key: value for key, value in inputs.items() if key in micro.needed}
                 tape.watch(list(followed.values()))
                 with Pure(True, state, _seeds(micro.seeds[step.number])) as pure:
@@ -160,7 +160,8 @@ def _add(sums: dict[int, tf.Tensor], key: int, gradient: Any) -> tf.Tensor:
     return sums[key]
 
 
-def _copy(value: Any) -> Any:
+def copy(value: Any) -> Any:
+    """A tensor under another name, with its mask; on the device of the context."""
     if not tf.is_tensor(value):
         return value
     copied, mask = tf.identity(value), backend.get_keras_mask(value)

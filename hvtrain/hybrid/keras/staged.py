@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any, Sequence
 
 import keras
-import numpy as np
 
 from hvtrain.adapters.keras.steps import Steps
 from hvtrain.config import Job
-from hvtrain.data.feed import pieces
 from hvtrain.hybrid.keras import devices
 from hvtrain.hybrid.keras.links import chain
 from hvtrain.hybrid.keras.stages import cut, owners, place, settled
@@ -27,8 +25,6 @@ class Staged:
         self._hybrid = job.hybrid
         self._split = settled(job)
         self._devices = devices.take(job.hybrid, len(self._split), threads, local_rank)
-        share = max(1, job.data.global_batch // (job.launch.workers or 1))
-        self._microbatches = len(pieces(job)(np.arange(share)))
 
     def lay(self, task: Task, model: keras.Model, batch: Any) -> None:
         self._chain = chain(model, task, batch)
@@ -39,5 +35,4 @@ class Staged:
         return owners(self._stages, variables)
 
     def steps(self, *parts: Any) -> Steps:
-        return StagedSteps(*parts, chain=self._chain, stages=self._stages, hybrid=self._hybrid,
-                           microbatches=self._microbatches)
+        return StagedSteps(*parts, chain=self._chain, stages=self._stages, hybrid=self._hybrid)

@@ -66,6 +66,7 @@ def chain(model: nn.Module, sample_inputs: Any = None, *, check: bool = True) ->
     Raises:
         UserCodeError: the model cannot be cut; it says where, why and what to do.
     """
+    _refuse_compiled(model)
     example = None
     if sample_inputs is not None:
         example = checking.arguments(sample_inputs)
@@ -149,6 +150,17 @@ def _call(model: nn.Module, layer: Any, number: int) -> nn.Module:
                             "tensor, so that nobody can tell which weights it uses. Make it a method or a sub-module of "
                             "the model")
     return linking.Call(layer)
+
+
+def _refuse_compiled(model: nn.Module) -> None:
+    if isinstance(model, torch.jit.ScriptModule):
+        raise UserCodeError("the model is TorchScript (torch.jit), whose forward is no Python that could be cut into "
+                            "stages. Have Task.model give the module that it was made of, or take hybrid.stages=1")
+    inner = getattr(model, "_orig_mod", None)  # of torch.compile (2.13)
+    if isinstance(inner, nn.Module):
+        raise UserCodeError(f"the model is a {type(inner).__name__} within torch.compile, which compiles it as a whole, so "
+                            "that it cannot be cut into stages. Have Task.model give the module itself, with its layers "
+                            "compiled each (layer.compile()), or take hybrid.stages=1")
 
 
 def _refuse_hooks(model: nn.Module) -> None:

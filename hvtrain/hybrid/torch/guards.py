@@ -43,9 +43,21 @@ def check_generators(path: str, before: tuple[Any, ...]) -> None:
         raise Untraceable(path, f"it draws from {moved[0]} while it decides what to compute")
 
 
+PLAIN = (  # what torch.fx says (2.13), and what is meant
+    ("'len' is not supported", "len() of a tensor is not known while the model is traced; write tensor.shape[0]"),
+    ("inputs to control flow", "its control flow (if, while, and, or, not) depends on a tensor; write torch.where"),
+    ("cannot be iterated", "it goes over a tensor, or takes one apart (for, *, a, b = ...), whose length is not known "
+     "while the model is traced"),
+    ("cannot be interpreted as an integer", "a count (of range(), say) comes from a tensor or its shape, which is not "
+     "known while the model is traced"))
+
+
 def reason(error: Exception) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())
+    for known, meant in PLAIN:
+        if known in text:
+            return meant
     return f"{type(error).__name__}: {text[:200]}{'...' if len(text) > 200 else ''}"
 
 

@@ -28,7 +28,7 @@ from hvtrain.hybrid.torch.links import spread
 from hvtrain.hybrid.torch.parts import Part
 from hvtrain.hybrid.torch.randomness import Watch, check_generators, check_untouched
 from hvtrain.hybrid.torch.stage import Context, Kept, Loss, Stage
-from hvtrain.hybrid.torch.workers import Crew, Effort
+from hvtrain.hybrid.workers import Crew, Effort
 
 
 @dataclass(frozen=True)

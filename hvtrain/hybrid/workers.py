@@ -15,6 +15,8 @@ import weakref
 from typing import Any, Callable, Sequence
 
 OVER = object()
+LAST_WAIT = 5.0
+"""Seconds after a KeyboardInterrupt in which a stage may end; another one ends them."""
 
 
 class Stopped(Exception):
@@ -72,17 +74,24 @@ class Crew:
             thread.start()
 
     def run(self, jobs: Sequence[Callable[[], None]], effort: Effort) -> None:
-        """Have each thread do its job. Returns, or raises the first failure, when none of them is at work any more."""
+        """Have each thread do its job. Returns, or raises the first failure, when none of them is at work any more.
+
+        After a KeyboardInterrupt one that hangs is left behind: no further step follows.
+        """
         ended: queue.SimpleQueue[None] = queue.SimpleQueue()
         for tasks, job in zip(self._tasks, jobs):
             tasks.put(_Task(job, effort, ended))
-        for _ in jobs:
-            while True:
-                try:
-                    ended.get()
-                    break
-                except BaseException as error:  # a signal's handler has raised; no stage may be left at work
-                    effort.fail(error)
+        working, wait = len(jobs), None
+        while working:
+            try:
+                ended.get(timeout=wait)
+                working -= 1
+            except queue.Empty:
+                break
+            except BaseException as error:  # a signal's handler has raised; no stage may be left at work
+                effort.fail(error)
+                if isinstance(error, KeyboardInterrupt):
+                    wait = LAST_WAIT if wait is None else 0.0
         if effort.error is not None:
             try:
                 raise effort.error  # with the traceback of the thread that it comes from
