@@ -5,6 +5,7 @@ help:
 	@echo "make demo    set up PyTorch and the engine in .venv, train the MNIST example"
 	@echo "make test    set up PyTorch and TensorFlow in .venv, run the tests (ARGS=... for pytest)"
 	@echo "make setup   only what 'make demo' sets up"
+	@echo "make containers  build the image, kill containers while a job goes on (needs Docker or Podman)"
 	@echo "make clean   remove .venv, runs and build artefacts"
 	@echo "PYTHON=python3.12 chooses the interpreter. The first set-up compiles Horovod and takes minutes."
 
@@ -19,8 +20,11 @@ test:
 	$(PYTEST) tests/unit tests/conformance $(ARGS)
 	$(PYTEST) tests/integration tests/faults $(ARGS)
 
+containers:
+	docker/try.py
+
 clean:
 	rm -rf .venv runs build dist *.egg-info .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-.PHONY: help setup demo test clean
+.PHONY: help setup demo test containers clean

@@ -88,6 +88,10 @@ class CoordinatorGone(EnvironmentNotReady):
     """Nobody listens where the coordinator was: its process has ended."""
 
 
+class TokenRefused(EnvironmentNotReady):
+    """The two ends of a connection do not know the same token."""
+
+
 class EngineBuildError(EnvironmentNotReady):
     """The Horovod engine could not be built."""
 
@@ -129,6 +133,12 @@ class CheckpointWriteFailed(CheckpointError, OSError):
 
     def __str__(self) -> str:
         return str(self.args[0]) if self.args else "checkpoint not written"
+
+
+class GivenUp(CheckpointError):
+    """The job has gone on without this worker, so what it has to save is not kept."""
+
+    exit_code = ExitCode.LOST_WORKERS
 
 
 class Diverged(HvtrainError, ArithmeticError):

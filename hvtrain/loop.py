@@ -204,6 +204,7 @@ class Loop:
             raise failure.diverged(reduced.loss, progress.step + 1, data.position.epoch, data.position.cursor,
                                    weights_sound=adapter.finite())
         probe.reached("reduced")
+        self._session.await_lease()
         with tracing.span(tracing.COMPUTE, "optimizer"):
             applied = adapter.apply(progress.step, self._horizon.factor(progress))
         progress.step += 1

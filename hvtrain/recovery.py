@@ -78,6 +78,8 @@ class Recovery:
         """
         began = time.perf_counter()
         self._keeper.join(world)
+        if world.rank == 0:
+            self._saver.enter_round()
         source = choose(self._table(world, progress))
         agreed = time.perf_counter()
         kind = source.kind

@@ -6,13 +6,15 @@ import fcntl
 import logging
 import os
 import time
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, ContextManager, Sequence
 
 from hvtrain import probe
 from hvtrain.adapters.base import Adapter
 from hvtrain.callbacks import Callback
 from hvtrain.checkpoint.background import BackgroundWriter
+from hvtrain.checkpoint.fence import Fence
 from hvtrain.checkpoint.policy import Retention
 from hvtrain.checkpoint.snapshot import Snapshot
 from hvtrain.checkpoint.store import Store
@@ -41,9 +43,27 @@ class Saver:
         self._job, self._adapter, self._callbacks, self._session = job, adapter, callbacks, session
         self._config = job.checkpoint
         self._store = Store(checkpoint_directory(job))
+        self._fence = Fence(self._store.directory, session.job_id) if session.job_id else None
         self._writer: BackgroundWriter | None = None
         self._last_time = time.monotonic()
         self._saved_step = -1
+
+    def enter_round(self) -> None:
+        """From now on nobody of a former round writes checkpoints; for rank 0, before anything is loaded.
+
+        Raises RoundBroken or WorkersLost where it is this round that is over (:meth:`Fence.raise_to`).
+        """
+        if self._fence is None or self._config.every is None:
+            return
+        try:
+            self._store.directory.mkdir(parents=True, exist_ok=True)
+            self._fence.raise_to(self._session.round, first=self._session.first)
+        except OSError as error:  # the first checkpoint will fail the same way, and say it
+            log.warning("the checkpoints in %s cannot be fenced: %s", self._store.directory, error)
+
+    def _passage(self) -> ContextManager[None]:
+        """By the round that this worker is in when the checkpoint is complete, whenever it was begun."""
+        return self._fence.passage(self._session.round) if self._fence is not None else nullcontext()
 
     def due(self, progress: Progress, *, epoch_end: bool) -> bool:
         """Whether ``checkpoint.every`` asks for a checkpoint after this step (time is seen to elsewhere)."""
@@ -69,7 +89,7 @@ class Saver:
             return
         self._last_time = time.monotonic()
         if self._writer is None:
-            self._writer = BackgroundWriter(self._store, self._retention(), self._written)
+            self._writer = BackgroundWriter(self._store, self._retention(), self._written, self._passage)
         if progress.step != self._saved_step and not self._adapter.finite():
             raise Diverged(f"the weights after step {progress.step} are not finite, so no checkpoint of them is written; "
                            "the older ones are intact. Lower optim.lr or set train.grad_clip")

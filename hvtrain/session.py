@@ -24,6 +24,8 @@ class Session(Protocol):
     """
 
     round: int
+    first: bool  # no round of this job has come as far as to train before
+    job_id: str  # distinguishes the starts of a run, "" where nobody else can be there
     elastic: bool
     fresh: bool
     address: str
@@ -55,6 +57,10 @@ class Session(Protocol):
     def tick(self) -> None:
         """Something has got done: a micro-batch, a batch of an evaluation."""
 
+    def await_lease(self) -> None:
+        """Return at once while this worker is known to belong to the job; else wait until it is again. To be called
+        before a step is applied. Raises RoundBroken if the round is over meanwhile."""
+
     def pause_asked(self) -> bool:
         """Whether this round is to end at the next step boundary, for another one."""
 
@@ -79,8 +85,8 @@ class QuietSession:
 
     round = 1
     elastic = False
-    fresh = True
-    address = token = ""
+    fresh = first = True
+    address = token = job_id = ""
 
     def enter(self, outline: Mapping[str, Any], step: int, reason: str) -> World:
         return SoloWorld()
@@ -95,6 +101,9 @@ class QuietSession:
         pass
 
     def tick(self) -> None:
+        pass
+
+    def await_lease(self) -> None:
         pass
 
     def pause_asked(self) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import Callable
+from contextlib import nullcontext
+from typing import Callable, ContextManager
 
 from hvtrain.checkpoint.policy import Retention
 from hvtrain.checkpoint.snapshot import Snapshot
 from hvtrain.checkpoint.store import Store
 from hvtrain.checkpoint.writer import Written, write
-from hvtrain.errors import CheckpointError, CheckpointWriteFailed, UsageError
+from hvtrain.errors import CheckpointError, CheckpointWriteFailed, GivenUp, UsageError
 
 _log = logging.getLogger(__name__)
 
@@ -20,12 +21,14 @@ class BackgroundWriter:
     """Writes each submitted snapshot in a thread of its own, never two at once, and prunes afterwards.
 
     The tensors of a snapshot must stay unchanged until it is written: copy them, or ``wait()`` first. An
-    error surfaces at the next ``submit``, ``wait`` or ``close``, once. ``on_written`` runs in that thread.
+    error surfaces at the next ``submit``, ``wait`` or ``close``, once. ``on_written`` runs in that thread. ``passage``: see
+    :func:`hvtrain.checkpoint.writer.write`; what it does not let through is left out, which only the log says.
     """
 
     def __init__(self, store: Store, retention: Retention | None = None,
-                 on_written: Callable[[Written], None] | None = None):
-        self._store, self._retention, self._on_written = store, retention, on_written
+                 on_written: Callable[[Written], None] | None = None,
+                 passage: Callable[[], ContextManager[None]] = nullcontext):
+        self._store, self._retention, self._on_written, self._passage = store, retention, on_written, passage
         self._thread: threading.Thread | None = None
         self._step = -1
         self._error: BaseException | None = None
@@ -85,10 +88,12 @@ class BackgroundWriter:
 
     def _write(self, snapshot: Snapshot) -> None:
         try:
-            written = write(self._store, snapshot)
+            written = write(self._store, snapshot, self._passage)
             if self._on_written is not None:
                 self._on_written(written)
             if self._retention is not None:
                 self._store.prune(self._retention)
+        except GivenUp as error:
+            _log.warning("%s", error)
         except BaseException as error:  # carried over to the training thread
             self._error = error

@@ -112,6 +112,17 @@ def read_at(descriptor: int, count: int, position: int) -> bytes:
         raise CheckpointDamaged(f"cannot be read: {error.strerror}") from error
 
 
+def read_all_at(descriptor: int, count: int, position: int) -> bytes:
+    """``count`` bytes from ``position``; CheckpointDamaged if there are fewer."""
+    pieces = bytearray()
+    while len(pieces) < count:
+        piece = read_at(descriptor, count - len(pieces), position + len(pieces))
+        if not piece:
+            raise CheckpointDamaged(f"ends after {position + len(pieces)} bytes, expected {position + count}")
+        pieces += piece
+    return bytes(pieces)
+
+
 def _read(descriptor: int, target: memoryview) -> int:
     try:
         return os.readv(descriptor, [target])

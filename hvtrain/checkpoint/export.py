@@ -7,7 +7,7 @@ import secrets
 from pathlib import Path
 
 from hvtrain.checkpoint.disk import HashedFile, opened_directory, opened_file, read_at, sync_directory
-from hvtrain.checkpoint.manifest import Manifest
+from hvtrain.checkpoint.manifest import Manifest, check_layout
 from hvtrain.checkpoint.store import Store
 from hvtrain.checkpoint.tensorfile import SUFFIX, write_tensors
 from hvtrain.errors import CheckpointDamaged, CheckpointMissing, EnvironmentNotReady
@@ -54,6 +54,7 @@ def export_weights(store: Store, checkpoint: Path, output: Path, weights: str = 
 def _copy(checkpoint: Path, name: str, manifest: Manifest, file: HashedFile) -> None:
     # The group's file is already what is wanted; it is checked on the way, and needs no memory.
     with opened_directory(checkpoint) as source, opened_file(source, name) as (descriptor, size):
+        check_layout(descriptor, size)
         position = 0
         while position < size:
             piece = read_at(descriptor, size - position, position)

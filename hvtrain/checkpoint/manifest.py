@@ -12,14 +12,15 @@ from typing import Any, Literal, Mapping
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_serializer, field_validator
 
-from hvtrain.checkpoint.disk import hash_file, opened_directory, opened_file, read_into
+from hvtrain.checkpoint.disk import hash_file, opened_directory, opened_file, read_all_at, read_into
 from hvtrain.checkpoint.snapshot import GROUP_NAME, Snapshot
-from hvtrain.checkpoint.tensorfile import SUFFIX
+from hvtrain.checkpoint.tensorfile import SUFFIX, header_length, read_layout
 from hvtrain.errors import CheckpointDamaged
 
 FILE_NAME, STATE_NAME = "manifest.json", "state.json"
 SCHEMA_VERSION = 1
 _MAX_BYTES = 1 << 20
+_SHOWN = r"^[ -~]*$"  # commands print it: no control characters, which a terminal obeys
 _SPECIAL = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -42,9 +43,9 @@ class Manifest(BaseModel):
     epoch: int = Field(ge=0, description="the epoch that the next step belongs to")
     cursor: int = Field(ge=0, description="samples of that epoch already used")
     world_size: int = Field(ge=1, description="ranks at the time of writing; any number can resume")
-    created: str = Field(max_length=64, description="ISO 8601, UTC")
-    hvtrain_version: str = Field(max_length=64, description="what wrote it")
-    framework: str = Field(max_length=64, description="torch, keras or numpy")
+    created: str = Field(max_length=64, pattern=_SHOWN, description="ISO 8601, UTC")
+    hvtrain_version: str = Field(max_length=64, pattern=_SHOWN, description="what wrote it")
+    framework: str = Field(max_length=64, pattern=_SHOWN, description="torch, keras or numpy")
     metrics: dict[str, float] = Field(description="the latest evaluation's, by name")
     files: dict[str, FileEntry] = Field(description="every other file, by name")
     digest: str = Field(default="", pattern=r"^([0-9a-f]{64})?$",
@@ -59,6 +60,14 @@ class Manifest(BaseModel):
         if STATE_NAME not in files:
             raise ValueError(f"{STATE_NAME} is not listed")
         return files
+
+    @field_validator("metrics")
+    @classmethod
+    def _printable_names(cls, metrics: dict[str, float]) -> dict[str, float]:
+        for name in metrics:
+            if not name.isprintable():
+                raise ValueError(f"{name[:100]!r} is not a name that a metric can have")
+        return metrics
 
     @field_validator("metrics", mode="before")
     @classmethod
@@ -124,7 +133,7 @@ class Manifest(BaseModel):
             manifest = cls.model_validate(raw)
         except ValidationError as error:
             first = error.errors(include_url=False, include_context=False)[0]
-            where = ".".join(str(part)[:100] for part in first["loc"])
+            where = ".".join(ascii(part)[1:-1][:100] if isinstance(part, str) else str(part) for part in first["loc"])
             raise CheckpointDamaged(f"{FILE_NAME}: {where}: {first['msg']}") from None
         digest = _digest({key: value for key, value in raw.items() if key != "digest"})
         if manifest.digest != digest:
@@ -169,6 +178,15 @@ def verify(directory: Path, *, quick: bool = False) -> list[str]:
         return [f"cannot be opened as a directory: {error.strerror}"]
 
 
+def check_layout(descriptor: int, size: int) -> None:
+    """Raise CheckpointDamaged unless an open file of ``size`` bytes has the layout of the safetensors format.
+
+    Its sha256 may be right and its content anything.
+    """
+    header = read_all_at(descriptor, header_length(read_all_at(descriptor, min(8, size), 0), size), 8)
+    read_layout(header, size)
+
+
 def _check(directory: int, name: str, entry: FileEntry, quick: bool) -> str | None:
     try:
         with opened_file(directory, name) as (descriptor, size):
@@ -176,6 +194,8 @@ def _check(directory: int, name: str, entry: FileEntry, quick: bool) -> str | No
                 return f"{name} has {size} bytes, expected {entry.size}"
             if not quick and hash_file(descriptor, size) != entry.sha256:
                 return f"{name} does not match its sha256"
+            if not quick and name != STATE_NAME:
+                check_layout(descriptor, size)
     except CheckpointDamaged as error:
         return str(error) if str(error).startswith(name) else f"{name} {error}"
     return None

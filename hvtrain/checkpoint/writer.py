@@ -20,8 +20,10 @@ import json
 import logging
 import os
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Callable, ContextManager
 
 from hvtrain.checkpoint import temporary
 from hvtrain.checkpoint.disk import (
@@ -50,10 +52,10 @@ class Written:
     kept: bool = False
 
 
-def write(store: Store, snapshot: Snapshot) -> Written:
+def write(store: Store, snapshot: Snapshot, passage: Callable[[], ContextManager[None]] = nullcontext) -> Written:
     """Write ``snapshot`` into ``store``; when this returns it survives a power cut.
 
-    Raises CheckpointWriteFailed when the disk is full, read-only or fails; older checkpoints, also an older
+    It comes to exist within a ``passage()``, which may raise GivenUp (:mod:`hvtrain.checkpoint.fence`). Raises CheckpointWriteFailed when the disk is full, read-only or fails; older checkpoints, also an older
     one of the same step, are intact then, and nothing half-written is left.
     """
     begin = time.monotonic()
@@ -63,7 +65,7 @@ def write(store: Store, snapshot: Snapshot) -> Written:
         store.clean()
         workspace = temporary.create(store.directory, snapshot.step)
         manifest = _fill(workspace.descriptor, snapshot)
-        path, equal = _publish(store, workspace, manifest)
+        path, equal = _publish(store, workspace, manifest, passage)
     except OSError as error:
         _clear(workspace)
         if isinstance(error, CheckpointError):
@@ -96,8 +98,8 @@ def _fill(directory: int, snapshot: Snapshot) -> Manifest:
     return manifest
 
 
-def _publish(store: Store, workspace: temporary.Workspace,
-             manifest: Manifest) -> tuple[Path, Manifest | None]:
+def _publish(store: Store, workspace: temporary.Workspace, manifest: Manifest,
+             passage: Callable[[], ContextManager[None]]) -> tuple[Path, Manifest | None]:
     """Name the finished directory. If an equal sound one is there and stays: that one, and its manifest."""
     while True:
         older = store.candidates(manifest.step)
@@ -110,16 +112,20 @@ def _publish(store: Store, workspace: temporary.Workspace,
         final = store.directory / step_name(manifest.step)
         plain = all(path == final for path in older)
         try:
-            if plain and not os.path.lexists(final):
-                os.rename(workspace.path, final)
-                sync_directory(store.directory)
-                return final, None
-            if plain and exchange(workspace.path, final):
-                sync_directory(store.directory)
+            with passage():
+                if plain and not os.path.lexists(final):
+                    os.rename(workspace.path, final)
+                    sync_directory(store.directory)
+                    return final, None
+                exchanged = plain and exchange(workspace.path, final)
+                if exchanged:
+                    sync_directory(store.directory)
+                else:
+                    target = _next_revision(store, manifest.step)
+                    os.rename(workspace.path, target)
+            if exchanged:
                 remove_tree(workspace.path)  # by now the older one
                 return final, None
-            target = _next_revision(store, manifest.step)
-            os.rename(workspace.path, target)
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another writer took the name just now
                 continue

@@ -13,8 +13,10 @@ from hvtrain.errors import ExitCode, HvtrainError, UserCodeError
 
 COMMANDS = {  # name: (module, attribute, short help)
     "run": ("hvtrain.cli.run", "run", "Train what a job file describes, or what a script trains."),
+    "agent": ("hvtrain.cli.agent", "agent", "Take part in a job with this machine's slots."),
     "plan": ("hvtrain.cli.plan", "plan", "Compare data parallelism and stages, from a measurement of the model."),
     "ps": ("hvtrain.cli.ps", "ps", "List the agents and workers of a running job."),
+    "health": ("hvtrain.cli.health", "health", "Say whether the job's process in this container is well."),
     "scale": ("hvtrain.cli.scale", "scale", "Change the number of workers of a running job."),
     "config": ("hvtrain.cli.config", "config", "Show, check or describe job files."),
     "ckpt": ("hvtrain.cli.ckpt", "ckpt", "List, verify, prune, export or compare checkpoints."),

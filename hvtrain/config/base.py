@@ -45,8 +45,13 @@ def _duration_or_auto(value: Any, handler: Any) -> Any:
     return value if value == "auto" else _above_zero(Duration._validate(value))
 
 
+def _any_duration_or_auto(value: Any, handler: Any) -> Any:
+    return value if value == "auto" else Duration._validate(value)
+
+
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Port = Annotated[int, Field(ge=1, le=65535)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Momentum = Annotated[float, Field(ge=0, lt=1)]
@@ -60,6 +65,7 @@ StepsOrEpochs = Annotated[
 ]
 Threads = Annotated[Union[PositiveInt, Literal["auto"]], WrapValidator(_int_or_auto)]
 Patience = Annotated[Union[Duration, Literal["auto"]], WrapValidator(_duration_or_auto)]
+DurationOrAuto = Annotated[Union[Duration, Literal["auto"]], WrapValidator(_any_duration_or_auto)]
 
 
 def _every_or_auto(value: Any, handler: Any) -> Any:

@@ -67,6 +67,15 @@ def read_environment() -> dict[str, Any]:
     return tree
 
 
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """What a command's ``overrides`` set, as a tree. Raises ConfigError."""
+    found, problems = over.from_command(overrides)
+    tree = _override({}, found, Origins(over.COMMAND_LINE, {}), problems)
+    if problems:
+        raise ConfigError(problems)
+    return tree
+
+
 @dataclass(frozen=True)
 class Given:
     """What a job was told explicitly, ``${...}`` filled in: ``all`` of it, and ``over`` the part that is set over files,

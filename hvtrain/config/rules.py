@@ -135,6 +135,13 @@ def _resizing(job: "Job") -> Iterator[Conflict]:
             f"({job.launch.workers})"), ("data.global_batch",))
 
 
+def _hosts(job: "Job") -> Iterator[Conflict]:
+    ways = [key for key in ("hosts", "hostfile", "host_discovery_script") if getattr(job.launch, key) is not None]
+    for key in ways[1:]:
+        yield Conflict(f"launch.{key}", f"{ways[0]} says which hosts there are already; remove one of them",
+                       (f"launch.{ways[0]}",))
+
+
 def _schedule(job: "Job") -> Iterator[Conflict]:
     schedule, where, name = job.optim.schedule, "optim.schedule", ("optim.schedule.name",)
     if schedule.name == "step":
@@ -191,5 +198,5 @@ def _evaluation(job: "Job") -> Iterator[Conflict]:
             "evaluated"), ("eval.every",))
 
 
-_RULES = (_task, _length, _precision, _reference, _compilation, _hybrid, _batches, _world_size, _resizing, _schedule,
+_RULES = (_task, _length, _precision, _reference, _compilation, _hybrid, _batches, _world_size, _resizing, _hosts, _schedule,
           _optimizer, _evaluation)

@@ -41,7 +41,7 @@ def main() -> None:
 
     async def serve() -> int:
         agent = Agent(Boot.from_json(record["boot"]), warm, name=record["name"], host=record["host"],
-                      slots=record["slots"], job_digest=record["job_digest"], memory=memory)
+                      slots=record["slots"], job_digest=record["job_digest"], memory=memory, lock=lock)
         return await agent.run()
 
     code = asyncio.run(serve())

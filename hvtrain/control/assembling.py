@@ -116,7 +116,7 @@ def _form(state: State, now: float) -> Outcome:
                                               last_beat=now, ticked=now, waiting=False)
                                 for rank, name in enumerate(members)})
     state = state.in_round(number=number, status=Status.FORMING, since=now, members=members, formed=frozenset(),
-                           moved=now)
+                           moved=now, left=False, leases={})
     hosts = tuple((name, state.agents[state.workers[name].agent].host) for name in members)
     return state, (FormRound(number, hosts, fresh=not state.born),)
 
@@ -131,6 +131,12 @@ def _between_rounds(state: State) -> bool:
 
 def form_at(state: State) -> float | None:
     """When the next round is formed if nothing else happens; None if it takes more than time."""
+    due = _ready_at(state)
+    return None if due is None else max(due, state.round.over_at)
+
+
+def _ready_at(state: State) -> float | None:
+    """The same, were there no members of the last round that may still take steps."""
     if not _between_rounds(state) or state.workers.count(Stage.READY) < state.least:
         return None
     expected = state.workers.count(Stage.STARTING) and not state.stop_signal
@@ -140,7 +146,7 @@ def form_at(state: State) -> float | None:
         return None  # nobody could train on meanwhile: the workers' own deadline for getting ready is what counts
     if state.round.status is Status.PAUSING:
         return state.retry_at  # whoever was worth waiting for has been waited for before the pause
-    return max(state.retry_at, state.round.broken_at + state.limits.replace)
+    return max(state.retry_at, state.round.broken_at + state.replace_limit)
 
 
 def _hunger(state: State, now: float) -> State:
@@ -210,7 +216,7 @@ def leave_at(state: State) -> float | None:
     if others < state.limits.min_workers:
         return None
     asked = min(worker.since for _, worker in state.at(Stage.SEATED) if worker.leave)
-    return asked + (state.limits.replace if others < state.target and crew.count(Stage.STARTING) else 0.0)
+    return asked + (state.replace_limit if others < state.target and crew.count(Stage.STARTING) else 0.0)
 
 
 def _send_home(state: State, now: float) -> Outcome:

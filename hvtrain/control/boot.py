@@ -34,7 +34,8 @@ class Boot:
         return {"job": self.job.model_dump(mode="json"), "module_dir": self.module_dir, "run_dir": self.run_dir,
                 "threads": self.threads, "start": self.start, "snapshots": list(self.snapshots), "faults": self.faults,
                 "given": {"all": self.given.all, "over": self.given.over},
-                "coordinator": {"host": address.host, "port": address.port, "token": address.token}}
+                "coordinator": {"host": address.host, "port": address.port, "token": address.token,
+                                "tls": address.tls}}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Boot:

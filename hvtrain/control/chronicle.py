@@ -100,7 +100,7 @@ class Chronicle:
             self._loss(action, state)
         elif isinstance(action, events.CutRound):
             failure = state.open_failure
-            if failure is not None and failure.rank is None and failure.reason == action.reason:
+            if failure is not None and failure.kind == "no_progress" and failure.reason == action.reason:
                 self._stall(failure, self._tally.step)  # nobody's fault, so no loss tells of it
                 self._stalled_since = self._clock() - 2 * state.step_limit
             self._begin("loss")

@@ -1,6 +1,6 @@
 """Talking to a running job from another process: finds the job's door by its run directory, and knocks.
 
-The launcher writes RUN/control.json for its user's eyes only: ``{"host", "port", "token", "pid"}``. The token admits to
+The launcher writes RUN/control.json for its user's eyes only: host, port, token, tls and pid. The token admits to
 questions and to scaling, nothing else. The file is removed at the end; a launcher that was killed leaves it behind.
 """
 
@@ -63,7 +63,8 @@ def find(run: Path) -> tuple[Address, int]:
                          "file; if it says nothing, look in runs/")
     try:
         door = json.loads(directory.control.read_text())
-        return Address(str(door["host"]), int(door["port"]), str(door["token"])), int(door["pid"])
+        address = Address(str(door["host"]), int(door["port"]), str(door["token"]), door.get("tls") is True)
+        return address, int(door["pid"])
     except FileNotFoundError:
         raise UsageError(_not_running(run)) from None
     except PermissionError:

@@ -9,13 +9,15 @@ import time
 from dataclasses import replace
 from typing import Any, Awaitable, Callable
 
-from hvtrain.control import auth, events, membership, messages, overview, seats
-from hvtrain.control.causes import CERTAIN, ECHO, OBSERVED, Cause
+from hvtrain.control import auth, events, membership, messages, news, overview, seats
+from hvtrain.control.causes import OBSERVED, Cause
 from hvtrain.control.chronicle import Chronicle, Observer
 from hvtrain.control.door import Door, Peer, WrongJob
+from hvtrain.control.guests import Guests
 from hvtrain.control.rendezvous import Rendezvous
 from hvtrain.control.roster import Limits, Phase, State
-from hvtrain.errors import ExitCode, ProtocolError
+from hvtrain.engine import roundsecret
+from hvtrain.errors import ExitCode, ProtocolError, UsageError
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +32,29 @@ class Coordinator:
         wanted: number of workers.
         follow: take every slot that agents offer instead, within the limits.
         host: address to listen on; nothing else can be reached.
-        interface: name of the network interface that gloo is to use.
+        interface: name of the one that all workers are to use; "" for that by which each reaches the coordinator.
         job_digest: agents that were started with another job are refused.
         on_drop: called with the name of an agent that does not answer any more.
+        port: to listen at; 0 for any that is free.
+        tls: encrypt what is said to agents, workers and people.
+        offer: see :class:`hvtrain.control.guests.Guests`.
     """
 
     def __init__(self, *, wanted: int, limits: Limits, token: str, host: str, interface: str, job_digest: str,
-                 observer: Observer, follow: bool = False, on_drop: Callable[[str], None] = lambda name: None):
+                 observer: Observer, follow: bool = False, on_drop: Callable[[str], None] = lambda name: None,
+                 port: int = 0, tls: bool = False,
+                 offer: Callable[[messages.JobAsk, str, str], messages.JobGiven] | None = None):
         self.host, self.interface, self.port = host, interface, 0
         self.client_token = auth.new_token()
         self._digest, self._observer, self._on_drop = job_digest, observer, on_drop
         self._state = State(wanted=wanted, limits=limits, follow=follow, since=time.monotonic())
         self._chronicle = Chronicle(observer, time.monotonic)
-        self._door = Door(self, address=host, token=token, client_token=self.client_token)
+        self._door = Door(self, address=host, token=token, client_token=self.client_token, port=port,
+                          tls=tls)
+        self._guests = Guests(self._door.knows, offer)
         self._rendezvous: Rendezvous | None = None
+        self._token = token
+        self._places: set[str] = set()  # addresses of the round's members
         self._over: asyncio.Future[Cause] = asyncio.get_running_loop().create_future()
         self._inbox: asyncio.Queue[events.Event] = asyncio.Queue()
         self._pumping: asyncio.Task | None = None
@@ -83,6 +94,10 @@ class Coordinator:
     def agents(self) -> tuple[str, ...]:
         """Names of the agents that are connected, also while the job is ending."""
         return tuple(self._agents)
+
+    def note(self, event: str, **values: Any) -> None:
+        """Have something written into the job's history, for instance what became of a host."""
+        self._observer.event(event, **values)
 
     async def close(self, cause: Cause) -> None:
         """Tell the agents that the job is over, and stop listening; first of all comes what ``before_close`` does."""
@@ -135,6 +150,8 @@ class Coordinator:
                                                  salvage=False)))
 
     async def _carry_out(self, action: events.Action) -> None:
+        if isinstance(action, events.RenewLease):  # the most frequent of all, and no part of the job's history
+            return await self._door.send(action.worker, messages.Heard(stamp=action.stamp))
         self._chronicle.action(action, self._state)
         if isinstance(action, events.StartWorker):
             await self._door.send(action.agent, messages.Start(worker=action.worker, rank=action.rank,
@@ -176,11 +193,21 @@ class Coordinator:
 
     async def _form(self, action: events.FormRound) -> None:
         await self._end_rendezvous()
-        self._rendezvous = Rendezvous(self.host)
+        nonce = roundsecret.draw()
+        secret, self._places = auth.round_secret(self._token, nonce), set()
+        self._rendezvous = Rendezvous(self.host, self._is_members, path=roundsecret.path(secret),
+                                      bare=roundsecret.unknown_to_engine())
         port = await self._rendezvous.start()
-        action = replace(action, fresh=action.fresh and not self.takes_over)
-        places = seats.assign(action, rendezvous=(self.host, port), interface=self.interface)
+        first = action.fresh
+        action = replace(action, fresh=first and not self.takes_over)
+        places = seats.assign(action, rendezvous=(self.host, port), interface=self.interface, secret=nonce, first=first)
         await asyncio.gather(*(self._door.send(action.members[seat.rank][0], seat) for seat in places))
+
+    def _is_members(self, address: str) -> bool:
+        """Whether a member of the round is connected from there, or its agent."""
+        if address not in self._places:  # or it comes back from elsewhere
+            self._places = {self._door.address(name) for name in overview.company(self._state)}
+        return address in self._places
 
     async def _end_rendezvous(self) -> None:
         if self._rendezvous is not None:
@@ -192,8 +219,13 @@ class Coordinator:
         """See :class:`hvtrain.control.door.Host`."""
         if is_client:
             return Peer("client", f"client {next(self._clients)}")
+        if isinstance(hello, messages.JobAsk):
+            return self._give(hello)
         if isinstance(hello, messages.AgentHello):
-            if hello.job_digest != self._digest:
+            job, former = hello.job_digest.partition(":")[0], hello.job_digest != self._digest
+            if former and job == self._digest.partition(":")[0]:
+                raise ProtocolError(f"the agent on {hello.host} is of a former start of this run")
+            if former:
                 raise WrongJob(f"the agent on {hello.host} was started with another job file or other "
                                "settings than the coordinator; start all with the same command")
             if self._door.knows(hello.agent):
@@ -212,6 +244,16 @@ class Coordinator:
             return Peer("worker", hello.worker)
         raise ProtocolError(f"the first message was {type(hello).__name__}")
 
+    def _give(self, asked: messages.JobAsk) -> Peer:
+        """Say what the job is, to an agent that comes again with what it is given."""
+        try:
+            given = self._guests.give(asked)
+        except UsageError as error:
+            raise WrongJob(str(error)) from None
+        guest = Peer("guest", f"guest {next(self._clients)}")
+        asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._door.send(guest.name, given)))
+        return guest
+
     async def _repeat(self, name: str) -> None:
         """Tell a worker that was cut off for a while what it may have missed."""
         worker = self._state.workers.get(name)
@@ -228,12 +270,18 @@ class Coordinator:
     def hear(self, peer: Peer, message: messages.Message) -> messages.Message | None:
         """See :class:`hvtrain.control.door.Host`."""
         allowed = {"agent": messages.FromAgent, "worker": messages.FromWorker, "client": messages.FromClient}
-        if not isinstance(message, allowed[peer.kind].__args__):
+        if peer.kind == "guest" or not isinstance(message, allowed[peer.kind].__args__):
             raise ProtocolError(f"{peer.name} may not send {type(message).__name__}")
         try:
             if peer.kind == "client":
                 return self._answer(message)
-            (self._of_agent if peer.kind == "agent" else self._of_worker)(peer.name, message)
+            worker = self._state.workers.get(message.worker if isinstance(message, messages.Exited) else peer.name)
+            event = (news.of_agent(peer.name, worker, message, self._observer) if peer.kind == "agent" else
+                     news.of_worker(peer.name, worker, message, self._chronicle, self._observer))
+            if isinstance(event, events.WorkerExited):
+                self._pids.pop(event.worker, None)
+            if event is not None:
+                self.feed(event)
         except ProtocolError:
             raise
         except Exception as error:  # noqa: BLE001 - a full disk under the run directory, say: no fault of the sender
@@ -249,51 +297,3 @@ class Coordinator:
                 self.feed(events.ScaleRequested(message.workers))
             return messages.Answer(accepted=accepted, text=text)
         return overview.describe(self._state, self._pids) if isinstance(message, messages.Query) else None
-
-    def _of_agent(self, name: str, message: messages.Message) -> None:
-        if isinstance(message, messages.Exited):
-            worker = self._state.workers.get(message.worker)
-            if worker is None or worker.agent != name:
-                log.info("ignored: %s speaks of %r, which is not its worker, or not any more", name, message.worker)
-                return
-            self._pids.pop(message.worker, None)
-            self.feed(events.WorkerExited(message.worker, message.code, message.signal))
-        elif isinstance(message, messages.LoadFailed):
-            self.feed(events.JobFailed(Cause(message.exit_code, message.reason, message.traceback, salvage=False)))
-        elif isinstance(message, messages.Notice):
-            self._observer.event(message.event, text=message.text)
-        elif isinstance(message, messages.StopAsked):
-            leave = message.signal not in (2, 1)  # a person's Ctrl-C or hang-up means the job, SIGTERM this host
-            self.feed(events.AgentLeaving(name) if leave else events.StopRequested(message.signal))
-        elif isinstance(message, messages.Beat):
-            self.feed(events.AgentBeat(name))
-
-    def _of_worker(self, name: str, message: messages.Message) -> None:
-        if isinstance(message, messages.Beat):
-            self.feed(events.WorkerBeat(name, message.step, message.ticks, message.waiting, message.slowest))
-        elif isinstance(message, messages.Report):
-            self._chronicle.report(message)
-        elif isinstance(message, messages.Ready):
-            self._chronicle.ready(name, message)
-            self.feed(events.WorkerReady(name, message.step, message.round))
-        elif isinstance(message, messages.Formed):
-            self._chronicle.formed(name, message)
-            self.feed(events.WorkerFormed(name, message.round, message.step))
-        elif isinstance(message, messages.Stepped):
-            self._chronicle.stepped(name, message)
-        elif isinstance(message, messages.Leaving):
-            self.feed(events.WorkerLeaving(name))
-        elif isinstance(message, messages.Finished):
-            self._observer.summary(message.summary)
-            if message.saved_step is not None:
-                self._observer.event("checkpoint", step=message.saved_step, text="saved by a survivor")
-            self.feed(events.WorkerEnded(name, None, stopped=message.stopped, left=message.left, step=message.step))
-        elif isinstance(message, messages.Failed):
-            if message.saved_step is not None:
-                self._observer.event("checkpoint", step=message.saved_step, text="saved by a survivor")
-            worker = self._state.workers.get(name)
-            rank = worker.rank if worker is not None else None
-            self.feed(events.WorkerEnded(name, Cause(
-                message.exit_code, f"rank {rank}: {message.reason}", message.traceback,
-                weight=ECHO if message.lost_peer else CERTAIN, step=message.step, rank=rank, kind="raised"),
-                step=message.step))

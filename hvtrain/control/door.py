@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import resource
-import time
 from contextlib import suppress
 from typing import Any, Protocol
 
 from aiohttp import WSMsgType, web
 
-from hvtrain.control import auth, messages
+from hvtrain.control import auth, messages, silence, tls as certificates
+from hvtrain.control.auth import Seals
+from hvtrain.control.gate import Gate
 from hvtrain.control.line import Line, Peer
+from hvtrain.control.refusals import Refusals
 from hvtrain.errors import ProtocolError
 
 __all__ = ["Door", "Host", "Peer", "WrongJob"]
-log = logging.getLogger(__name__)
 
 AUTH_SECONDS = 10.0
 """A connection that has not proven itself by then is closed."""
@@ -30,8 +29,11 @@ CLIENT_SECONDS = 30.0
 MAX_CLIENTS = 16
 """People's commands at the door at the same time."""
 
-LOGGED_PER_SECOND = 10
-"""Refusals that are logged one by one; of more only the number is."""
+SILENT_SECONDS = 60.0
+"""A network that confirms nothing for so long ends a peer's connection. Its loss is noticed by its heartbeat, long before."""
+
+STRANGER_BYTES = 16 << 10
+"""A request for a WebSocket and a proof take less than 1 KB."""
 
 
 class Host(Protocol):
@@ -54,40 +56,43 @@ class WrongJob(ProtocolError):
 class Door:
     """Listens on one address and knows everybody's connection by name.
 
-    Strangers cost a bounded number of descriptors: when they are too many, the oldest is shown out.
+    Strangers are kept within bounds by the :class:`Gate` before it.
 
     Args:
         token: proves membership of the job.
         client_token: proves the right to ask and to scale, nothing else.
+        port: to listen at; 0 for any that is free.
+        tls: speak TLS, and nothing else.
     """
 
-    def __init__(self, host: Host, *, address: str, token: str, client_token: str):
+    def __init__(self, host: Host, *, address: str, token: str, client_token: str, port: int = 0, tls: bool = False):
         self._host, self._address, self._token, self._client_token = host, address, token, client_token
+        self._port, self._tls, self._channel = port, tls, ""
         self._lines: dict[str, Line] = {}
-        self._proven: set[Any] = set()  # transports
-        self._room = max(16, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
         self._refusals = Refusals()
         self._runner: web.AppRunner | None = None
-        self._listening: asyncio.AbstractServer | None = None
-        self._sweeping: asyncio.Task | None = None
+        self._gate: Gate | None = None
 
     async def open(self) -> int:
-        """Listen; returns the port. Raises OSError if that is impossible."""
+        """Listen; returns the port. Raises OSError, or EnvironmentNotReady, if that is impossible."""
+        context = None
+        if self._tls:
+            context, self._channel = certificates.server_context()
         app = web.Application()
         app.router.add_get("/ws", self._connection)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        # No compression, neither of bodies nor of messages: ours are small, and a stranger's could be a bomb.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, auto_decompress=False,
+                                   logger=self._refusals.logger("hvtrain.control.door"))
         await self._runner.setup()
-        loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(self._accept, self._address, 0, backlog=1024)
-        self._sweeping = asyncio.create_task(self._sweep())
-        return self._listening.sockets[0].getsockname()[1]
+        assert self._runner.server is not None
+        self._gate = Gate(self._runner.server, seconds=AUTH_SECONDS, most_bytes=STRANGER_BYTES,
+                          refusals=self._refusals, tls=context)
+        return await self._gate.open(self._address, self._port)
 
     async def close(self) -> None:
         """Let nobody in any more, let last words leave, and end all connections."""
-        if self._listening is not None:
-            self._listening.close()
-        if self._sweeping is not None:
-            self._sweeping.cancel()
+        if self._gate is not None:
+            self._gate.close()
         await asyncio.gather(*(line.flush() for line in self._lines.values()))
         if self._runner is not None:
             await self._runner.cleanup()
@@ -95,6 +100,11 @@ class Door:
     def knows(self, name: str) -> bool:
         """Whether somebody of that name is connected."""
         return name in self._lines
+
+    def address(self, name: str) -> str:
+        """Where somebody is connected from; empty if there is no such connection."""
+        line = self._lines.get(name)
+        return line.address if line is not None else ""
 
     async def send(self, name: str, message: messages.Message) -> None:
         """Send to whoever has that name, without waiting for him; to nobody, if there is no such connection."""
@@ -108,118 +118,81 @@ class Door:
         if line is not None:
             line.cut()
 
-    # Strangers -------------------------------------------------------------------------------------------
-    def _accept(self) -> asyncio.BaseProtocol:
-        assert self._runner is not None and self._runner.server is not None
-        if len(self._runner.server.connections) - len(self._proven) >= self._room:
-            for stranger in self._strangers()[:1]:
-                self._show_out(stranger, "too many others wait to prove themselves")
-        return self._runner.server()
-
-    def _strangers(self) -> list[Any]:
-        """Connections that have not proven themselves, the oldest first."""
-        assert self._runner is not None and self._runner.server is not None
-        return [connection for connection in self._runner.server.connections
-                if connection.transport is not None and connection.transport not in self._proven
-                and not connection.transport.is_closing()]
-
-    def _show_out(self, stranger: Any, why: str) -> None:
-        end = stranger.transport.get_extra_info("peername")
-        self._refusals.log(end[0] if end else "somewhere", why)
-        stranger.transport.abort()
-
-    async def _sweep(self) -> None:
-        """Show out who does not even ask for a WebSocket."""
-        since: dict[Any, float] = {}
-        while True:
-            await asyncio.sleep(AUTH_SECONDS / 4)
-            now = time.monotonic()
-            since = {stranger: since.get(stranger, now) for stranger in self._strangers()}
-            for stranger, first_seen in since.items():
-                if now - first_seen > AUTH_SECONDS:
-                    self._show_out(stranger, "no proof in time")
-
     # Connections -----------------------------------------------------------------------------------------
     async def _connection(self, request: web.Request) -> web.WebSocketResponse:
-        # No compression: our messages are small, and a stranger's could be a bomb.
-        socket = web.WebSocketResponse(max_msg_size=messages.MAX_BYTES, timeout=GOODBYE_SECONDS, compress=False)
+        if "Origin" in request.headers:  # a browser, led here by somebody's page
+            raise web.HTTPForbidden()
+        socket = web.WebSocketResponse(max_msg_size=messages.MAX_BYTES + auth.SEAL_CHARS, timeout=GOODBYE_SECONDS,
+                                       compress=False)
         await socket.prepare(request)
-        transport, line = request.transport, None
+        transport, line, seals = request.transport, None, None
+        deadline = asyncio.get_running_loop().time() + AUTH_SECONDS
         try:
-            hello, is_client = await asyncio.wait_for(self._identify(socket), AUTH_SECONDS)
-            self._proven.add(transport)
-            line = self._let_in(hello, is_client, socket, transport)
-            await self._serve(line, socket)
+            seals, is_client = await asyncio.wait_for(self._prove(socket, transport), AUTH_SECONDS)
+            text = await _text(socket, seals, max(0.0, deadline - asyncio.get_running_loop().time()))
+            line = self._let_in(messages.decode_inbound(text or ""), is_client, socket, transport, seals)
+            silence.notice(request.get_extra_info("socket"), SILENT_SECONDS)
+            await self._serve(line, socket, seals)
         except WrongJob as error:
             self._refusals.log(request.remote, str(error))
             with suppress(ConnectionError):
-                await socket.send_str(messages.encode(messages.End(exit_code=2, reason=str(error))))
+                assert seals is not None
+                await socket.send_str(seals.seal(messages.encode(messages.End(exit_code=2, reason=str(error)))))
         except (ProtocolError, asyncio.TimeoutError) as error:
             self._refusals.log(request.remote, str(error) or ("no word in time" if line else "no proof in time"))
         except ConnectionError:
             pass  # it has gone while it was being answered
         finally:
-            self._proven.discard(transport)
             if line is not None and self._lines.get(line.peer.name) is line:
                 del self._lines[line.peer.name]
                 self._host.gone(line.peer)
             await (socket if line is None else line).close()
         return socket
 
-    async def _identify(self, socket: web.WebSocketResponse) -> tuple[messages.Message, bool]:
-        """The first message of somebody who knows one of the tokens, and whether it is the clients'."""
+    async def _prove(self, socket: web.WebSocketResponse, transport: Any) -> tuple[Seals, bool]:
+        """The seals of a connection to somebody who knows one of the tokens, and whether it is the clients'."""
         nonce = auth.challenge()
         await socket.send_str(nonce)
-        proof = await _text(socket) or ""
-        is_client = auth.proves(self._client_token, nonce, proof)
-        if not is_client and not auth.proves(self._token, nonce, proof):
-            raise ProtocolError("it does not know the job's token")
-        await socket.send_str(auth.countersign(self._client_token if is_client else self._token, nonce, proof))
-        return messages.decode_inbound(await _text(socket) or ""), is_client
+        proof = await _text(socket, None) or ""
+        is_client = auth.proves(self._client_token, nonce, proof, self._channel)
+        token = self._client_token if is_client else self._token
+        if not is_client and not auth.proves(token, nonce, proof, self._channel):
+            raise ProtocolError("it does not know the job's token" + (
+                ", or somebody stands between it and this door" if self._tls else ""))
+        assert self._gate is not None
+        self._gate.let_in(transport)
+        await socket.send_str(auth.countersign(token, nonce, proof, self._channel))
+        return Seals(token, nonce, proof, self._channel, client=False), is_client
 
-    def _let_in(self, hello: messages.Message, is_client: bool, socket: web.WebSocketResponse, transport: Any) -> Line:
+    def _let_in(self, hello: messages.Message, is_client: bool, socket: web.WebSocketResponse, transport: Any,
+                seals: Seals) -> Line:
         if isinstance(hello, messages.ClientHello) is not is_client:
             raise ProtocolError(f"its token does not fit a {type(hello).__name__}")
         if is_client and sum(line.peer.kind == "client" for line in self._lines.values()) >= MAX_CLIENTS:
             raise ProtocolError(f"{MAX_CLIENTS} people's commands are connected already")
-        line = Line(self._host.admit(hello, is_client), socket, transport)
+        line = Line(self._host.admit(hello, is_client), socket, transport, seals)
         former, self._lines[line.peer.name] = self._lines.get(line.peer.name), line
         if former is not None:  # it has lost its connection before we noticed, and is back
             former.cut()
         return line
 
-    async def _serve(self, line: Line, socket: web.WebSocketResponse) -> None:
-        patience = CLIENT_SECONDS if line.peer.kind == "client" else None
-        while (text := await _text(socket, patience)) is not None:
+    async def _serve(self, line: Line, socket: web.WebSocketResponse, seals: Seals) -> None:
+        patience = CLIENT_SECONDS if line.peer.kind in ("client", "guest") else None
+        while (text := await _text(socket, seals, patience)) is not None:
             reply = self._host.hear(line.peer, messages.decode_inbound(text))
             if reply is not None:
                 line.say(reply)
             await line.heard(len(text))
 
 
-async def _text(socket: web.WebSocketResponse, patience: float | None = None) -> str | None:
+async def _text(socket: web.WebSocketResponse, seals: Seals | None, patience: float | None = None) -> str | None:
     """What the peer says next, within ``patience`` seconds; None when it has gone."""
     raw = await socket.receive(timeout=patience)
     if raw.type is WSMsgType.TEXT:
-        return raw.data
+        text = raw.data if seals is None else seals.open(raw.data)
+        if text is None:
+            raise ProtocolError("a message came that its peer did not send, or not now")
+        return text
     if raw.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
         return None
-    raise ProtocolError(f"a {raw.type.name} frame came where text was expected ({str(raw.data)[:100]})")
-
-
-class Refusals:
-    """Logs who was refused, not more often than a person can read: strangers must not fill a disk."""
-
-    def __init__(self):
-        self._since, self._count = 0.0, 0
-
-    def log(self, remote: str | None, why: str) -> None:
-        """``remote``: its address."""
-        now = time.monotonic()
-        if now - self._since >= 1.0:
-            if self._count > LOGGED_PER_SECOND:
-                log.warning("%d more connections were refused", self._count - LOGGED_PER_SECOND)
-            self._since, self._count = now, 0
-        self._count += 1
-        if self._count <= LOGGED_PER_SECOND:
-            log.warning("refused a connection from %s: %s", remote, why)
+    raise ProtocolError(f"a {raw.type.name} frame came where text was expected ({str(raw.data)[:100]!r})")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hvtrain.control import causes
 from hvtrain.control.causes import Cause
 from hvtrain.control.events import Action, Dismiss, EndJob, KillWorker
-from hvtrain.control.roster import Phase, Stage, State, replace
+from hvtrain.control.roster import REPLACE_FLOOR, Phase, Stage, State, replace
 from hvtrain.errors import ExitCode
 
 Outcome = tuple[State, tuple[Action, ...]]
@@ -47,13 +47,20 @@ def late_at(state: State) -> float:
     return at
 
 
+def better_known_at(state: State) -> float:
+    """When a cause that is only an echo of another one is not waited for any longer: elastic.replace_timeout, if that is
+    told."""
+    limit = state.limits.replace
+    return state.since + (REPLACE_FLOOR if limit is None else limit)
+
+
 def settle(state: State, now: float) -> Outcome:
     """What is due in ENDING: dismissing the workers, killing the late, ending the job."""
     assert state.cause is not None
     if not state.workers:
         return _over(state)
     actions: tuple[Action, ...] = ()
-    known = state.cause.weight >= causes.OBSERVED or now >= state.since + state.limits.replace
+    known = state.cause.weight >= causes.OBSERVED or now >= better_known_at(state)
     if not state.dismissed and (known or not state.workers.count(Stage.SEATED, Stage.RETURNING)):
         state, actions = _dismiss(state)
     if not state.killed and now >= late_at(state):

@@ -22,7 +22,10 @@ class AgentBeat:
 
 @dataclass(frozen=True)
 class AgentLost:
+    """``ended``: its process was seen to end, and the kernel ends its workers with it; else the network may be to blame."""
+
     agent: str
+    ended: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,13 +58,14 @@ class WorkerFormed:
 
 @dataclass(frozen=True)
 class WorkerBeat:
-    """A sign of life. ``slowest``: the longest recent time between two ticks, seconds."""
+    """A sign of life. ``slowest``: the longest recent time between two ticks, seconds. ``stamp``: see RenewLease."""
 
     worker: str
     step: int
     ticks: int = 0
     waiting: bool = False
     slowest: float = 0.0
+    stamp: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -207,6 +211,14 @@ class KillWorker:
 
 
 @dataclass(frozen=True)
+class RenewLease:
+    """Tell this worker that its beat with this ``stamp`` has counted (:mod:`hvtrain.control.lease`)."""
+
+    worker: str
+    stamp: float
+
+
+@dataclass(frozen=True)
 class DropAgent:
     """An agent does not answer: have nothing more to do with it."""
 
@@ -226,4 +238,4 @@ class EndJob:
 
 
 Action = Union[StartWorker, FormRound, RoundActive, PauseRound, CutRound, ReportLoss, TellStop, Dismiss, KillWorker,
-               DropAgent, ReleaseAgent, EndJob]
+               DropAgent, ReleaseAgent, RenewLease, EndJob]

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from aiohttp import web
 
 from hvtrain.control import messages
+from hvtrain.control.auth import Seals
 
 log = logging.getLogger(__name__)
 
@@ -23,23 +24,28 @@ BURST_SECONDS = 2.0
 """A peer may say at once what its rate would allow in so many seconds; then its connection is read at that rate."""
 
 BYTES_PER_SECOND = 8 << 20
-MESSAGES_PER_SECOND = {"agent": 2000.0, "worker": 2000.0, "client": 20.0}
+MESSAGES_PER_SECOND = {"agent": 2000.0, "worker": 2000.0, "client": 20.0, "guest": 20.0}
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Somebody who was let in. ``kind``: "agent", "worker" or "client"."""
+    """Somebody who was let in. ``kind``: "agent", "worker", "client", or "guest": an agent that asks for the job."""
 
     kind: str
     name: str
 
 
 class Line:
-    """The connection of a ``peer``. What is said waits in a queue of its own until the peer takes it."""
+    """The connection of a ``peer``. What is said waits in a queue of its own until the peer takes it.
 
-    def __init__(self, peer: Peer, socket: web.WebSocketResponse, transport: asyncio.Transport | None):
+    It is sealed as it leaves. ``address``: where the peer is.
+    """
+
+    def __init__(self, peer: Peer, socket: web.WebSocketResponse, transport: asyncio.Transport | None, seals: Seals):
         self.peer = peer
-        self._socket, self._transport = socket, transport
+        end = transport.get_extra_info("peername") if transport is not None else None
+        self.address: str = end[0] if end else ""
+        self._socket, self._transport, self._seals = socket, transport, seals
         self._allowance = Allowance(MESSAGES_PER_SECOND[peer.kind])
         self._queue: asyncio.Queue[str] = asyncio.Queue()
         self._unsent = 0
@@ -81,7 +87,7 @@ class Line:
         while True:
             text = await self._queue.get()
             try:
-                await self._socket.send_str(text)
+                await self._socket.send_str(self._seals.seal(text))
             except (ConnectionError, RuntimeError):
                 return  # the reader of this connection notices
             finally:

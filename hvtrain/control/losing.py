@@ -27,6 +27,9 @@ def lose(state: State, name: str, cause: Cause, now: float, *, own_fault: bool =
     if kill:
         actions += (KillWorker(name, worker.agent, stacks),)
     state = state.worker(name, stage=Stage.DOOMED, since=now)
+    if name in state.round.members:
+        until = max(worker.last_beat + state.limits.heartbeat, state.round.leases.get(worker.agent, 0.0))
+        state = state.in_round(leases={**state.round.leases, worker.agent: until})
     if state.phase is not Phase.OPEN:
         return ending.begin(state, cause, now), actions  # while the job ends, a better account may still come
     state = replace(state, losses=tuple(t for t in state.losses if now - t < HOUR) + (now,), unformed=0, retry_at=0.0)
@@ -83,8 +86,11 @@ def not_formed(state: State, reason: str, now: float) -> Outcome:
     return break_round(state, reason, now, failure=None)
 
 
-def lose_agent(state: State, name: str, now: float) -> Outcome:
-    """An agent is gone, or does not answer; so are its workers, or they are to go."""
+def lose_agent(state: State, name: str, now: float, *, ended: bool = False) -> Outcome:
+    """An agent is gone (``ended``: that was seen), or does not answer; so are its workers, or they are to go."""
+    theirs_too = any(n in state.round.members for n, worker in state.workers.items() if worker.agent == name)
+    if ended and (theirs_too or name in state.round.leases):
+        state = state.in_round(left=True)
     agent = state.agents.get(name)
     if agent is None:
         return state, ()

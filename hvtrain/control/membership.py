@@ -21,8 +21,8 @@ import signal
 
 from hvtrain.control import assembling, causes, ending, losing, watching
 from hvtrain.control.events import (
-    Action, AgentBeat, AgentJoined, AgentLeaving, AgentLost, Event, JobFailed, ReleaseAgent, RoundActive,
-    ScaleRequested, StopRequested, TellStop, Tick, WorkerBeat, WorkerEnded, WorkerExited, WorkerFormed,
+    Action, AgentBeat, AgentJoined, AgentLeaving, AgentLost, Event, JobFailed, ReleaseAgent, RenewLease,
+    RoundActive, ScaleRequested, StopRequested, TellStop, Tick, WorkerBeat, WorkerEnded, WorkerExited, WorkerFormed,
     WorkerLeaving, WorkerReady,
 )
 from hvtrain.control.roster import PACE_HALVES, Agent, Phase, Stage, State, Status, replace
@@ -81,7 +81,7 @@ def _agent_lost(state: State, event: AgentLost, now: float) -> Outcome:
     theirs = any(worker.agent == event.agent for worker in state.workers.values())
     if ending.in_tail(state) and theirs and event.agent in state.agents:
         state = ending.fail(state, causes.lost_agent(event.agent, state.agents[event.agent].host), now)
-    return losing.lose_agent(state, event.agent, now)
+    return losing.lose_agent(state, event.agent, now, ended=event.ended)
 
 
 def _agent_leaving(state: State, event: AgentLeaving, now: float) -> Outcome:
@@ -106,8 +106,10 @@ def _worker_ready(state: State, event: WorkerReady, now: float) -> Outcome:
         if event.round < state.round.number and (event.worker in state.round.formed or event.round > worker.returned):
             return state, ()  # said before it has taken the seat that is on its way to it
         state, actions = _came_back(state, event, now)
+    if event.worker in state.round.members and event.round == state.round.number:
+        state = state.in_round(left=True)
     if worker.stage is Stage.STARTING:
-        state = replace(state, false_starts=0, first_false_start=None)
+        state = replace(state, false_starts=0, first_false_start=None).readied(now - worker.since)
         if state.agents[worker.agent].false_starts:
             state = state.agent(worker.agent, false_starts=0, rest_until=0.0)
     state = state.worker(event.worker, stage=Stage.READY, since=now, last_beat=now, step=event.step, waiting=False,
@@ -161,7 +163,9 @@ def _worker_beat(state: State, event: WorkerBeat, now: float) -> Outcome:
     if seated:
         pace = state.pace * 0.5 ** ((now - state.paced) / PACE_HALVES)
         state = replace(state, progress=max(state.progress, event.step), pace=max(pace, event.slowest), paced=now)
-    return state, ()
+    # Not before last_beat is set, and not to who counts as lost: the lease rests on both.
+    counts = event.stamp and worker.stage not in (Stage.DOOMED, Stage.LEAVING)
+    return state, ((RenewLease(event.worker, event.stamp),) if counts else ())
 
 
 def _worker_leaving(state: State, event: WorkerLeaving, now: float) -> Outcome:
@@ -182,6 +186,8 @@ def _worker_ended(state: State, event: WorkerEnded, now: float) -> Outcome:
     opened = state.phase is Phase.OPEN
     if event.step is not None and opened:
         state = replace(state, progress=max(state.progress, event.step))
+    if (event.cause is not None or event.left) and event.worker in state.round.members:
+        state = state.in_round(left=True)
     if event.cause is not None:
         return losing.failed(state, event.worker, event.cause, now)
     actions: tuple[Action, ...] = ()
@@ -203,6 +209,8 @@ def _worker_exited(state: State, event: WorkerExited, now: float) -> Outcome:
     if worker is None:
         return state, ()
     actions: tuple[Action, ...] = ()
+    if event.worker in state.round.members:
+        state = state.in_round(left=True)
     if ending.in_tail(state) and worker.stage is Stage.FINISHED and (event.code or event.signal):
         host = state.agents[worker.agent].host if worker.agent in state.agents else worker.agent
         state = ending.fail(state, causes.lost_tail(worker.rank, host, event.code, event.signal, worker.step), now)

@@ -40,7 +40,10 @@ class Nursery:
 
     async def open(self) -> None:
         """Tell the warm process what job it is for, and listen to it."""
-        self._warm.load(self._boot.to_json())
+        try:
+            self._warm.load(self._boot.to_json())
+        except ConnectionError:
+            pass  # it has ended already, which is heard in a moment
         reader, self._writer = await asyncio.open_connection(sock=self._warm.pair, limit=MAX_LINE)
         self._hearing = asyncio.create_task(self._hear(reader))
 
@@ -57,6 +60,11 @@ class Nursery:
         """Kill all workers."""
         for worker in self._workers:
             self.signal(worker, signal.SIGKILL)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no worker is left."""
+        return not self._workers
 
     async def wait_empty(self, seconds: float) -> None:
         """Wait until all workers have ended by themselves, at most so long."""
@@ -82,12 +90,19 @@ class Nursery:
             self._writer.write(json.dumps(command).encode() + b"\n")
 
     async def _hear(self, reader: asyncio.StreamReader) -> None:
-        while line := await reader.readline():
+        while line := await self._line(reader):
             try:
                 await self._take(json.loads(line))
             except Exception:  # noqa: BLE001 - one line that cannot be dealt with must not make the agent deaf
                 log.exception("news of the warm process could not be dealt with: %.200r", line)
         await self._replace_warm()
+
+    @staticmethod
+    async def _line(reader: asyncio.StreamReader) -> bytes:
+        try:
+            return await reader.readline()
+        except ConnectionError:  # it has ended with orders unread, while it was importing the framework
+            return b""
 
     async def _take(self, news: dict[str, Any]) -> None:
         if news["op"] == "exited":
@@ -119,6 +134,8 @@ class Nursery:
 
 class EmptyNursery:
     """That of an agent without slots: nobody is ever started here."""
+
+    empty = True
 
     async def open(self) -> None: ...
     def start(self, order: messages.Start) -> None: ...

@@ -33,13 +33,19 @@ def describe(state: State, pids: Mapping[str, int]) -> messages.Overview:
             "state": _standing(state, worker)})
     workers.sort(key=lambda worker: (worker["rank"] is None, worker["rank"] or 0))
     job = {"phase": state.phase.value, "round": state.round.number, "status": state.round.status.value,
-           "size": len(present(state)), "target": state.target, "step": state.progress}
+           "size": len(present(state)), "target": state.wanted if state.phase is Phase.GATHERING else state.target, "step": state.progress}
     return messages.Overview(job=job, agents=agents, workers=workers)
 
 
 def present(state: State) -> list[str]:
     """The members of the round that are not lost, and have not left."""
     return [name for name, _ in state.at(*_PRESENT) if name in state.round.members]
+
+
+def company(state: State) -> set[str]:
+    """The members of the round, and their agents: a member that has lost its connection may still have one there."""
+    members = state.round.members
+    return {*members, *(state.workers[name].agent for name in members if name in state.workers)}
 
 
 def _standing(state: State, worker: Worker) -> str:

@@ -12,9 +12,12 @@ from contextlib import contextmanager
 from typing import Any, Iterator, Mapping
 
 from hvtrain import probe
-from hvtrain.control import messages
+from hvtrain.checkpoint.fence import job_id
+from hvtrain.control import auth, messages
 from hvtrain.control.boot import Boot
 from hvtrain.control.client import ThreadedLink
+from hvtrain.control.lease import Lease
+from hvtrain.control.ownaddress import place_on
 from hvtrain.engine import rounds
 from hvtrain.engine import world as worlds
 from hvtrain.errors import Dismissed, RoundBroken, WorkersLost
@@ -36,6 +39,7 @@ class RemoteSession(QuietSession):
         elastic = boot.job.elastic
         self._boot = boot
         self.elastic, self.token = elastic.enabled, boot.coordinator.token
+        self.job_id = job_id(self.token, boot.start)
         self.round, self.rank, self.size, self.fresh = 0, 0, 1, True
         self._inbox: queue.Queue[messages.Message] = queue.Queue()  # Seat, Dismiss, Cut: for the main thread
         self._lock = threading.Lock()
@@ -45,6 +49,7 @@ class RemoteSession(QuietSession):
         self._world: worlds.World | None = None
         self._dismiss: messages.Dismiss | None = None
         self._ready: messages.Ready | None = None  # said, and not yet answered by a seat
+        self._lease = Lease(elastic.heartbeat_timeout.seconds)
         self._pause = 0
         self._stop = 0
         self._step = self._ticks = 0
@@ -55,7 +60,8 @@ class RemoteSession(QuietSession):
         self._link = ThreadedLink(
             boot.coordinator, lambda again: messages.WorkerHello(worker=worker, pid=pid, again=again),
             on_message=self._on_message, on_back=self._on_back, on_lost=self._on_lost, beat=self._beat,
-            beat_seconds=elastic.heartbeat_timeout.seconds / 5, patience=elastic.coordinator_timeout.seconds)
+            beat_seconds=elastic.heartbeat_timeout.seconds / 5, patience=elastic.coordinator_timeout.seconds,
+            unacked=elastic.heartbeat_timeout.seconds)
 
     def open(self) -> None:
         """Connect to the coordinator. Raises EnvironmentNotReady."""
@@ -125,14 +131,17 @@ class RemoteSession(QuietSession):
 
     def _form(self, seat: messages.Seat) -> worlds.World:
         comm = self._boot.job.comm
+        interface, address = place_on(seat.interface, self.address)
         forming = rounds.Forming(worlds.Place(
             rank=seat.rank, size=seat.size, local_rank=seat.local_rank, local_size=seat.local_size,
             cross_rank=seat.cross_rank, cross_size=seat.cross_size, host=seat.host,
-            rendezvous_host=seat.rendezvous_host, rendezvous_port=seat.rendezvous_port, interface=seat.interface,
-            timeout=comm.timeout.seconds, cycle_ms=comm.cycle_ms,
-            shared_memory=comm.shared_memory), self._boot.job.framework)
+            rendezvous_host=seat.rendezvous_host, rendezvous_port=seat.rendezvous_port, interface=interface,
+            address=address, timeout=comm.timeout.seconds, cycle_ms=comm.cycle_ms,
+            shared_memory=comm.shared_memory,
+            secret=auth.round_secret(self.token, seat.secret)), self._boot.job.framework)
         with self._lock:
             self.round, self.rank, self.size, self.fresh = seat.round, seat.rank, seat.size, seat.fresh
+            self.first = seat.first
             self._first_of_round, self._slowest = True, 0.0
             self._forming = forming
             if self._cut_round >= seat.round or self._dismiss is not None:
@@ -205,6 +214,15 @@ class RemoteSession(QuietSession):
         self._slowest = max(self._slowest, now - self._ticked)
         self._ticked = now
 
+    def await_lease(self) -> None:
+        if self._lease.valid:
+            return
+        log.warning("step %d waits: the coordinator is not heard; it may be going on without this worker", self._step + 1)
+        self._link.post(self._beat())  # it may be this process that has stood still
+        if not self._lease.wait(lambda: self._cut_round >= self.round or self._dismiss is not None or self._orphan):
+            raise RoundBroken("the round has ended while the coordinator was not heard")
+        log.warning("step %d goes on: the coordinator is heard again, and the round has not ended", self._step + 1)
+
     def pause_asked(self) -> bool:
         return self._pause == self.round
 
@@ -235,10 +253,13 @@ class RemoteSession(QuietSession):
         with self._lock:  # a state that is being received is progress as well
             received = sum(getattr(what, "received", 0) for what in self._breakables)
         return messages.Beat(step=self._step, ticks=self._ticks + received // RECEIVED_BYTES, waiting=waiting,
-                             slowest=slowest)
+                             slowest=slowest, stamp=self._lease.stamp())
 
     def _on_message(self, message: messages.Message) -> None:
-        if isinstance(message, messages.Seat):
+        if isinstance(message, messages.Heard):
+            if self._lease.renew(message.stamp):
+                self._ticked = time.monotonic()  # all have waited; no step was that slow
+        elif isinstance(message, messages.Seat):
             self._inbox.put(message)
         elif isinstance(message, messages.Stop):
             self.ask_stop(message.signal)
@@ -254,6 +275,7 @@ class RemoteSession(QuietSession):
                     log.warning("round %d is broken: %s", message.round, message.reason)
                     self._cut_all()
             self._inbox.put(message)
+            self._lease.wake()
 
     def _cut_all(self) -> None:
         for what in self._breakables:
@@ -271,3 +293,8 @@ class RemoteSession(QuietSession):
             log.error("the coordinator is gone: saving a checkpoint and stopping")
             self._orphan = True
             self.ask_stop(signal.SIGTERM)
+            self._lease.wake()
+            time.sleep(self._lease.left)  # so long all can still agree on a last step; then who waits for it is freed
+            with self._lock:
+                self._cut_round = max(self._cut_round, self.round)
+                self._cut_all()

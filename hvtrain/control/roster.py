@@ -36,7 +36,7 @@ class Limits:
     start: float  # launch.start_timeout
     stop: float  # launch.stop_timeout
     heartbeat: float  # elastic.heartbeat_timeout
-    replace: float = 2.0  # elastic.replace_timeout
+    replace: float | None = 2.0  # elastic.replace_timeout, None for auto
     form: float = 30.0  # comm.timeout
     step: float | None = None  # elastic.step_timeout, None for auto
     elastic: bool = True  # elastic.enabled
@@ -50,6 +50,10 @@ class Limits:
 
 STEP_FLOOR, STEP_FACTOR = 20.0, 10.0
 """elastic.step_timeout: auto is the larger of this many seconds and so many times the slowest step so far."""
+
+REPLACE_FLOOR, REPLACE_FACTOR, REPLACE_CEILING = 2.0, 1.5, 30.0
+"""elastic.replace_timeout: auto is so many times as long as workers take to start, from so many seconds to so many; where
+they take longer than the ceiling, a wait would be in vain: the floor."""
 
 PACE_HALVES = 600.0
 """What is known of the slowest step halves in so many seconds: one hiccup does not blunt the watch for good."""
@@ -66,7 +70,11 @@ FIRST_REST = 1.0
 
 @dataclass(frozen=True)
 class Round:
-    """``since`` is when it was begun to be formed, became active, or broke."""
+    """``since`` is when it was begun to be formed, became active, or broke.
+
+    ``left``: a member is known to have left it, so that no further step can be taken in it. Until that is known, members
+    that were lost may go on: ``leases`` says until when, by their agents (:mod:`hvtrain.control.lease`).
+    """
 
     number: int = 0
     status: Status = Status.NONE
@@ -75,6 +83,13 @@ class Round:
     formed: frozenset[str] = frozenset()
     moved: float = 0.0  # when a member last got on with forming it; or when all were last asked to pause
     broken_at: float = 0.0  # when the round before it ended: what replacements are measured from
+    left: bool = False
+    leases: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def over_at(self) -> float:
+        """From when on no further step can be taken in it, once all its members have come back or are lost."""
+        return 0.0 if self.left else max(self.leases.values(), default=0.0)
 
 
 @dataclass(frozen=True)
@@ -94,6 +109,7 @@ class State:
     progress: int = 0  # highest step that anybody has committed
     pace: float = 0.0  # slowest step so far, seconds
     paced: float = 0.0  # when that was last looked at
+    readying: float = 0.0  # how long workers take from their start until they are ready, seconds; see readied()
     failed_step: int = -1
     failures: int = 0  # at failed_step
     outside: int = 0  # how many of those came from outside
@@ -143,7 +159,8 @@ class State:
     @property
     def target(self) -> int:
         """How many workers the round should have."""
-        size = self.agents.slots if self.follow else self.wanted
+        slots = self.agents.slots  # of which some are the spares', if there are more than the job was started for
+        size = max(slots - self.limits.spares, min(self.wanted, slots)) if self.follow else self.wanted
         return max(1, self.limits.min_workers, min(size, self.limits.max_workers or size))
 
     @property
@@ -157,6 +174,23 @@ class State:
     def running(self) -> bool:
         """Whether there is a round that can break."""
         return self.round.status in (Status.FORMING, Status.ACTIVE, Status.PAUSING)
+
+    @property
+    def replace_limit(self) -> float:
+        """How long the others wait for a replacement, seconds; counted from when the round ended."""
+        if self.limits.replace is not None:
+            return self.limits.replace
+        if self.readying > REPLACE_CEILING:
+            return REPLACE_FLOOR
+        return min(max(REPLACE_FLOOR, REPLACE_FACTOR * self.readying), REPLACE_CEILING)
+
+    def readied(self, seconds: float) -> State:
+        """This state after a worker has taken so many seconds to get ready.
+
+        Up at once, down by half with each worker: the first ones count the import of their framework, and start all at
+        once; a replacement is forked from a process that has done that.
+        """
+        return replace(self, readying=max(seconds, 0.5 * self.readying))
 
     @property
     def step_limit(self) -> float:

@@ -27,6 +27,10 @@ SHARE_CORES = {"OMP_WAIT_POLICY": "PASSIVE"}
 the same cores (another worker, Horovod's thread) made a step up to 20 times slower."""
 
 
+SECRETS = ("HVTRAIN_TOKEN",)
+"""Variables that no process below a launcher inherits: what user code starts would have them, too, and may print them."""
+
+
 @dataclass
 class WarmProcess:
     """A started warm process, our end of the socket pair to it, and the file with what importing a framework wrote."""
@@ -44,7 +48,7 @@ def start(framework: str, inherit: Sequence[int] = ()) -> WarmProcess:
     """Start a warm process that begins by importing ``framework``, and inherits the descriptors ``inherit``."""
     ours, theirs = socket.socketpair()
     noise = tempfile.TemporaryFile()
-    environment = dict(os.environ)
+    environment = {name: value for name, value in os.environ.items() if name not in SECRETS}
     # NumPy's OpenBLAS would start threads at import, and then forking would not be safe any more.
     environment["OPENBLAS_NUM_THREADS"] = "1"
     for name, value in {**KEEP_MEMORY, **SHARE_CORES}.items():

@@ -96,7 +96,7 @@ def _of_job(state: State) -> Iterator[Wait]:
     elif state.phase is Phase.ENDING:
         yield Wait(state.since + 2 * limits.stop if state.killed else ending.late_at(state), "end")
         if not state.dismissed:
-            yield Wait(state.since + limits.replace, "end")
+            yield Wait(ending.better_known_at(state), "end")
     elif state.phase is Phase.OPEN:
         if current.status is Status.FORMING:
             yield Wait(current.moved + limits.form, "form")

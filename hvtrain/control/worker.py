@@ -63,7 +63,7 @@ def redirect_output(boot: Boot, rank: int) -> None:
     """Have this process write to the log of the worker that was started for ``rank``, and its stacks on request."""
     path = Path(boot.run_dir) / "logs" / f"rank-{rank}.log"
     path.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
     sys.stdout.flush()
     sys.stderr.flush()
     os.dup2(file, 1)

@@ -23,8 +23,17 @@ class Cutter:
             raise EnvironmentNotReady("the installed Horovod is not this version of hvtrain's engine.",
                                       "hvtrain engine build") from None
         begin.restype, self._cut.argtypes = ctypes.c_int64, (ctypes.c_int64,)
+        self._failure = getattr(library, "horovod_round_failure", None)  # edit "told"
         self._number = begin()
 
     def __call__(self) -> int:
         """Shut the round's sockets, and those that it still opens; returns how many were open."""
         return self._cut(self._number)
+
+    def failure(self) -> str:
+        """Why the last round could not be formed, as the engine tells it; "" where it does not."""
+        if self._failure is None:
+            return ""
+        reason = ctypes.create_string_buffer(1024)
+        self._failure(reason, ctypes.c_int64(len(reason)))
+        return reason.value.decode(errors="replace")

@@ -15,6 +15,11 @@ ask-once         each member's address is asked for once, and no host names
 no-abort         what happens to a connection never aborts the process
 connect-timeout  a peer's connection is waited for as long as everything else
 half-message     an operation whose connection breaks in the middle of a message is told at once
+proof            opt-in, ``HVTRAIN_ROUND_SECRET``: both ends of a connection prove their membership first
+secret-path      with that secret, the paths of the rendezvous cannot be guessed
+told             why a round could not be formed is told, not only logged
+ipv6             the rendezvous may have an IPv6 address
+own-address      opt-in, ``HVTRAIN_GLOO_ADDRESS``: gloo listens at the address that the worker is known by
 idle-wait        opt-in, ``HVTRAIN_IDLE_CYCLE_MS``: no polling while no tensor is outstanding
 coded            all-reduces with names of ours are compressed on the wire and added up in float32
 host             sums and broadcasts of plain memory, and waiting for them without polling
@@ -28,12 +33,15 @@ record           the wheel carries ``hvtrain_engine.json``, which says how it wa
 from __future__ import annotations
 
 from hvtrain.engine.edit import Change, Edit
+from hvtrain.engine.edits_address import ADDRESS_EDITS
 from hvtrain.engine.edits_coded import CODED_EDITS
 from hvtrain.engine.edits_cut import CUT_EDITS
 from hvtrain.engine.edits_host import HOST_EDITS
 from hvtrain.engine.edits_idle import IDLE_EDITS
+from hvtrain.engine.edits_ipv6 import IPV6_EDITS
 from hvtrain.engine.edits_mesh import MESH_EDITS
 from hvtrain.engine.edits_pairs import PAIR_EDITS
+from hvtrain.engine.edits_proof import PROOF_EDITS
 from hvtrain.engine.edits_queue import QUEUE_EDITS
 from hvtrain.engine.edits_rounds import ROUND_EDITS
 
@@ -43,6 +51,9 @@ EDITS: tuple[Change, ...] = (
     *CUT_EDITS,
     *MESH_EDITS,
     *PAIR_EDITS,
+    *PROOF_EDITS,
+    *IPV6_EDITS,
+    *ADDRESS_EDITS,
     *IDLE_EDITS,
     *CODED_EDITS,
     *HOST_EDITS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from contextlib import suppress
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hvtrain.engine import roundsecret
 from hvtrain.engine.cutting import Cutter
 from hvtrain.engine.host import HostOperations, Operation, OperationFailed
 from hvtrain.engine.reductions import Reductions, Span, coded_name
@@ -48,7 +50,10 @@ class HorovodWorld:
         try:
             hvd.init()
         except (ValueError, HorovodInternalError) as error:  # the engine's edits turn an abort into ValueError
-            raise RoundBroken(f"the round of {place.size} could not be formed: {error}") from None
+            why = f"{error} {cut.failure()}".rstrip()
+            raise RoundBroken(f"the round of {place.size} could not be formed: {why}") from None
+        finally:
+            os.environ.pop(roundsecret.VARIABLE, None)
 
     def sum_async(self, tensor: np.ndarray, name: str, codec: str = "none") -> Operation:
         return self._begun(self._operations.sum(tensor, f"allreduce.{coded_name(name, codec)}"))

@@ -7,9 +7,10 @@ the null object for it.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from hvtrain.engine import roundsecret
 from hvtrain.engine.reductions import Span
 
 
@@ -20,6 +21,8 @@ class Place:
     ``timeout`` (seconds) bounds every single collective operation; ``cycle_ms`` is how often Horovod's
     background thread looks for work while an operation is under way, ``idle_ms`` how long it sleeps
     otherwise unless it is woken; ``shared_memory`` allows ranks of one host to add up through memory that they share.
+    ``address`` is this process's own, on ``interface``; "" for that one's first.
+    ``secret`` is the round's (``engine/roundsecret.py``), "" where its members need prove nothing.
     """
 
     rank: int = 0
@@ -32,10 +35,12 @@ class Place:
     rendezvous_host: str = ""
     rendezvous_port: int = 0
     interface: str = ""
+    address: str = ""
     timeout: float = 30.0
     cycle_ms: float = 1.0
     idle_ms: float = 20.0
     shared_memory: bool = True
+    secret: str = field(default="", repr=False)
 
     def environment(self) -> dict[str, str]:
         """The variables from which Horovod's ``init()`` reads this place."""
@@ -47,6 +52,7 @@ class Place:
             "HOROVOD_GLOO_RENDEZVOUS_ADDR": self.rendezvous_host,
             "HOROVOD_GLOO_RENDEZVOUS_PORT": self.rendezvous_port,
             "HOROVOD_GLOO_IFACE": self.interface,
+            "HVTRAIN_GLOO_ADDRESS": self.address,
             # gloo takes whole seconds
             "HOROVOD_GLOO_TIMEOUT_SECONDS": max(1, round(self.timeout)),
             # Fused buffers are composed by timing, and so would be the order of summation (DESIGN 5).
@@ -54,6 +60,7 @@ class Place:
             "HOROVOD_CYCLE_TIME": self.cycle_ms,
             "HVTRAIN_IDLE_CYCLE_MS": self.idle_ms,
             "HVTRAIN_SHARED_MEMORY": int(self.shared_memory),
+            **({roundsecret.VARIABLE: self.secret} if self.secret else {}),
         }
         return {name: str(value) for name, value in variables.items()}
 
@@ -65,7 +72,7 @@ FOREIGN_VARIABLES = ("HOROVOD_ELASTIC", "HOROVOD_TIMELINE", "HOROVOD_AUTOTUNE", 
 
 def export(place: Place) -> None:
     """Put ``place`` into this process's environment, for Horovod to read."""
-    for name in FOREIGN_VARIABLES:
+    for name in (*FOREIGN_VARIABLES, roundsecret.VARIABLE):
         os.environ.pop(name, None)
     os.environ.update(place.environment())
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+from hvtrain.control.warmstart import SECRETS
+
 END_SECONDS = 10.0
 """How long the agent may take to end after the job; then it is killed, and the kernel ends its children."""
 
@@ -14,7 +16,8 @@ def start_agent(framework: str) -> subprocess.Popen:
     """Start this host's agent before the job is known; it begins by importing the framework."""
     # A session of its own keeps the terminal's Ctrl-C to the launcher, which stops the job in order.
     return subprocess.Popen([sys.executable, "-m", "hvtrain.control.agentmain", str(os.getpid()), framework],
-                            stdin=subprocess.PIPE, start_new_session=True)
+                            stdin=subprocess.PIPE, start_new_session=True,
+                            env={name: value for name, value in os.environ.items() if name not in SECRETS})
 
 
 def end_agent(agent: subprocess.Popen) -> None:

@@ -23,10 +23,10 @@ from typing import Any, Iterable
 from hvtrain.config.hybrid import HybridConfig
 from hvtrain.control.client import Address
 from hvtrain.errors import EnvironmentNotReady
+from hvtrain.launch import tokens
 from hvtrain.launch.kvstore import Store
 
 KEY = "hvtrain/coordinator"
-TOKEN_FILE = ".token"
 OPEN_VARIABLE = "HVTRAIN_TOKEN_IN_STORE"
 POLL_SECONDS = 0.05
 
@@ -56,20 +56,20 @@ class Board:
     """The board of one job, whose ``run_dir`` all hosts see."""
 
     def __init__(self, store: Store, run_dir: str | os.PathLike[str]):
-        self._store, self._token_file = store, Path(run_dir) / TOKEN_FILE
+        self._store, self._token_file = store, Path(run_dir) / tokens.FILE
         self._in_store = os.environ.get(OPEN_VARIABLE) == "1"
 
     async def announce(self, notice: Notice) -> None:
         """Say where the coordinator is. Raises ConnectionError, or OSError if the token cannot be written."""
         address = notice.address
         assert address is not None
-        entry: dict[str, object] = {"host": address.host, "port": address.port, "token_hash": _hash(address.token),
-                                    "workers": notice.workers, "start": notice.start, "again": notice.again,
-                                    "hybrid": notice.hybrid}
+        entry: dict[str, object] = {"host": address.host, "port": address.port, "tls": address.tls,
+                                    "token_hash": _hash(address.token), "workers": notice.workers,
+                                    "start": notice.start, "again": notice.again, "hybrid": notice.hybrid}
         if self._in_store:
             entry["token"] = address.token
         elif self._token() != address.token:
-            self._write(address.token)
+            tokens.keep(self._token_file, address.token)
         await self._store.put(KEY, json.dumps(entry).encode())
 
     async def announce_end(self, exit_code: int) -> None:
@@ -95,8 +95,9 @@ class Board:
             token = str(entry["token"]) if self._in_store else self._token()
             if token is None or not hmac.compare_digest(_hash(token), str(entry["token_hash"])):
                 return None
-            return Notice(Address(str(entry["host"]), int(entry["port"]), token), workers=int(entry["workers"]),
-                          start=int(entry["start"]), again=bool(entry["again"]), hybrid=_section(entry["hybrid"]))
+            address = Address(str(entry["host"]), int(entry["port"]), token, entry.get("tls") is True)
+            return Notice(address, workers=int(entry["workers"]), start=int(entry["start"]), again=bool(entry["again"]),
+                          hybrid=_section(entry["hybrid"]))
         except (ValueError, KeyError, TypeError, AttributeError):
             return None
 
@@ -127,22 +128,10 @@ class Board:
 
     def clear(self, address: Address) -> None:
         """Remove the token's file, unless another coordinator has written its own by now."""
-        if self._token() == address.token:
-            self._token_file.unlink(missing_ok=True)
+        tokens.forget(self._token_file, address.token)
 
     def _token(self) -> str | None:
-        try:
-            return self._token_file.read_text()
-        except OSError:
-            return None
-
-    def _write(self, token: str) -> None:
-        self._token_file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._token_file.with_name(f"{TOKEN_FILE}.{os.getpid()}")
-        temporary.unlink(missing_ok=True)
-        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(token)
-        os.replace(temporary, self._token_file)
+        return tokens.kept(self._token_file)
 
 
 def _section(values: Any) -> dict[str, Any] | None:

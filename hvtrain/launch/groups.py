@@ -29,12 +29,14 @@ class Groups:
         """Workers that so many slots are good for."""
         return slots // self.stages
 
-    def check(self, *, host: str, slots: int, hosts: int, command: str) -> None:
-        """Raise UsageError where a host's ``slots`` do not come out even; ``command`` is what horovodrun was to run."""
+    def check(self, *, host: str, slots: int, hosts: int, command: str, launcher: str = "horovodrun") -> None:
+        """Raise UsageError where a host's ``slots`` do not come out even; ``command`` is what the ``launcher`` was to run."""
         if slots % self.stages == 0:
             return
         even = max(self.stages, slots - slots % self.stages)
-        line = f"horovodrun -np {even}" if hosts == 1 else f"horovodrun -np {even * hosts} -H {host}:{even},..."
-        raise UsageError(f"with {self.stages} stages each worker takes {self.stages} slots of its host, but horovodrun has "
+        line = f"{launcher} -n {even * hosts}"
+        if launcher == "horovodrun":
+            line = f"horovodrun -np {even}" if hosts == 1 else f"horovodrun -np {even * hosts} -H {host}:{even},..."
+        raise UsageError(f"with {self.stages} stages each worker takes {self.stages} slots of its host, but {launcher} has "
                          f"started {slots} {'process' if slots == 1 else 'processes'} on {host}. Start a multiple of "
                          f"{self.stages} on every host:  {line} {command}")

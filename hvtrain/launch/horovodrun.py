@@ -88,7 +88,8 @@ class _Process:
             self._dismiss_warm()
         boot = launch.boot(notice.address, max(1, groups.count(here.local_size)))
         return Agent(boot, self._warm if leads else None, name=f"{rank():04d}@{elastic.own_slot()}", host=host,
-                     slots=int(leads), job_digest=launch.digest, memory=self._memory)
+                     slots=int(leads), job_digest=launch.digest, memory=self._memory,
+                     rejoin=launch.job.elastic.coordinator_timeout.seconds)  # then it is up to horovodrun
 
     def _dismiss_warm(self) -> None:
         self._warm.process.kill()

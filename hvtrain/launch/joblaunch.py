@@ -9,23 +9,24 @@ import os
 import shlex
 import signal
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Awaitable, Callable
+from typing import Any, Awaitable, Callable
 
 from hvtrain.config import Job
 from hvtrain.config.loading import Given
 from hvtrain.chaos.plan import Plan
 from hvtrain.checkpoint.store import Store
-from hvtrain.control import auth
+from hvtrain.control import auth, health
 from hvtrain.control.boot import Boot
 from hvtrain.control.causes import Cause
 from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
 from hvtrain.control.events import JobFailed
 from hvtrain.control.roster import Limits
-from hvtrain.errors import ExitCode, HvtrainError
-from hvtrain.launch import measurer, network, settling, storms
+from hvtrain.errors import EnvironmentNotReady, ExitCode, HvtrainError
+from hvtrain.launch import measurer, network, settling, storms, tokens
+from hvtrain.launch.offering import Offer
 from hvtrain.launch.settling import Ground, Settled, threads_each
 from hvtrain.report import console as consoles
 from hvtrain.report.reporter import Reporter
@@ -38,7 +39,9 @@ class JobLaunch:
     """A job that is about to run: ``workers`` on ``interface``, user code found from ``module_dir``.
 
     ``faults`` is a plan of faults that it is to suffer; ``start`` counts the starts of the run; ``given`` is what a
-    script's job was told explicitly; ``settled`` says how a hybrid job's open numbers were found.
+    script's job was told explicitly; ``settled`` says how a hybrid job's open numbers were found. ``slots``: as many are
+    on this host, and agents from elsewhere bring others; None: no others are expected. ``address``: where the coordinator
+    listens; the first of the interface, if None. ``config_path``: the job file, or the script.
     """
 
     job: Job
@@ -50,12 +53,20 @@ class JobLaunch:
     start: int = 1
     given: Given = field(default_factory=Given)
     settled: Settled | None = None
+    slots: int | None = None
+    address: str | None = None
+    config_path: str = ""
 
     @property
     def digest(self) -> str:
-        """Equal for agents that were started with the same job."""
+        """Equal for agents that were started with the same job; and after the colon, for the same start of the run."""
         text = json.dumps(self.job.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return f"{hashlib.sha256(text.encode()).hexdigest()[:48]}:{self.start}"
+
+    def record(self, workers_here: int) -> dict[str, Any]:
+        """:meth:`boot` as JSON for an agent that knows the coordinator's address and the token itself."""
+        whole = self.boot(Address("", 0, ""), workers_here).to_json()
+        return {key: value for key, value in whole.items() if key not in ("coordinator", "snapshots")}
 
     def boot(self, address: Address, workers_here: int) -> Boot:
         """What this host's workers must know, of which there are ``workers_here``."""
@@ -66,12 +77,14 @@ class JobLaunch:
 
 
 def prepare(job: Job, config_path: str, command: str, *, interface: str | None, faults: Plan | None = None,
-            given: Given | None = None) -> JobLaunch:
+            given: Given | None = None, slots: int | None = None) -> JobLaunch:
     """Settle what the job file (or script) at ``config_path`` leaves open: ``interface`` is what another launcher has
     chosen."""
-    return JobLaunch(job, job.launch.workers or 1, job.launch.interface or interface or network.loopback(),
+    if job.launch.interface is None and interface is None:
+        interface = network.loopback() if slots is None else network.outward()
+    return JobLaunch(job, job.launch.workers or slots or 1, job.launch.interface or str(interface),
                      str(Path(config_path).resolve().parent), command, faults, RunDirectory(job.run.dir).starts() + 1,
-                     given or Given())
+                     given or Given(), slots=slots, config_path=str(Path(config_path).resolve()))
 
 
 def settle(launch: JobLaunch, ground: Ground) -> JobLaunch:
@@ -86,7 +99,8 @@ def limits_of(job: Job) -> Limits:
     elastic, launch = job.elastic, job.launch
     return Limits(
         start=launch.start_timeout.seconds, stop=launch.stop_timeout.seconds,
-        heartbeat=elastic.heartbeat_timeout.seconds, replace=elastic.replace_timeout.seconds,
+        heartbeat=elastic.heartbeat_timeout.seconds,
+        replace=None if elastic.replace_timeout == "auto" else elastic.replace_timeout.seconds,
         form=job.comm.timeout.seconds, step=None if elastic.step_timeout == "auto" else elastic.step_timeout.seconds,
         elastic=elastic.enabled, min_workers=elastic.min_workers, max_workers=elastic.max_workers,
         spares=elastic.spares, failures_per_step=elastic.max_failures_per_step,
@@ -95,7 +109,7 @@ def limits_of(job: Job) -> Limits:
 
 async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordinator], Awaitable[None]], *,
                      follow: bool = False, on_drop: Callable[[str], None] = lambda name: None,
-                     token: str | None = None) -> int:
+                     token: str | None = None, drawn: bool = False, open_to_all: bool = False) -> int:
     """Run the job's coordinator to the job's end; returns the exit code.
 
     SIGINT and SIGTERM ask the workers to stop.
@@ -104,35 +118,72 @@ async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordin
         start_agents: called once the coordinator listens.
         follow: the job takes every slot that agents offer.
         on_drop: called with the name of an agent that is lost.
-        token: the job's; a new one if None.
+        token: the job's; the one that the user gives if None, or a new one.
+        drawn: ``token`` is a new one, which the user does not know.
+        open_to_all: say how agents from elsewhere can join.
     """
     job = launch.job
-    reporter = Reporter(job, workers=launch.workers, command=launch.command, code=launch.module_dir)
+    given = token or tokens.given(job.launch.token_file)
+    token = given or auth.new_token()
+    reporter = Reporter(job, workers=launch.workers, command=launch.command, code=launch.module_dir,
+                        given=asdict(launch.given) if job.task.script is not None else None)
     reporter.open()
     try:
         _keep_plan(launch.settled, reporter)
-        token = token or auth.new_token()
         coordinator = Coordinator(wanted=launch.workers, limits=limits_of(job), token=token,
-                                  host=network.address_of(launch.interface), interface=launch.interface,
-                                  job_digest=launch.digest, observer=reporter, follow=follow, on_drop=on_drop)
+                                  host=launch.address or network.address_of(launch.interface),
+                                  interface=job.launch.interface or "",
+                                  job_digest=launch.digest, observer=reporter, follow=follow, on_drop=on_drop,
+                                  port=job.launch.port or 0, tls=job.launch.tls, offer=Offer(launch, expected=open_to_all))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             loop.add_signal_handler(number, coordinator.request_stop, number)
-        port = await coordinator.start()
+        port = await _listen(coordinator, job)
         reporter.directory.announce({"host": coordinator.host, "port": port, "token": coordinator.client_token,
-                                     "pid": os.getpid()})
+                                     "tls": job.launch.tls, "pid": os.getpid()})
+        if open_to_all:
+            _invite(launch, reporter, f"{_bracket(coordinator.host)}:{port}", token if drawn or not given else None)
         storm = asyncio.create_task(storms.rage(launch.faults, coordinator, reporter.directory.path))
+        signs = health.Signs("coordinator")
+        alive = asyncio.create_task(signs.keep(lambda: f"serves {len(coordinator.agents())} agents at port {port}"))
         try:
-            await start_agents(Address(coordinator.host, port, token), coordinator)
+            await start_agents(Address(coordinator.host, port, token, job.launch.tls), coordinator)
         except HvtrainError as error:
             coordinator.feed(JobFailed(Cause(int(error.exit_code), str(error), salvage=False)))
         cause = await coordinator.wait()
         storm.cancel()
+        alive.cancel()
+        signs.end()
         await coordinator.close(cause)
         _tell(launch, reporter, cause)
         return int(cause.exit_code)
     finally:
+        tokens.forget(Path(job.run.dir) / tokens.FILE, token)
         reporter.close(state="failed", exit_code=int(ExitCode.ENVIRONMENT), reason="the launcher failed")
+
+
+async def _listen(coordinator: Coordinator, job: Job) -> int:
+    try:
+        return await coordinator.start()
+    except OSError as error:
+        where = f"{coordinator.host} port {job.launch.port}" if job.launch.port else coordinator.host
+        raise EnvironmentNotReady(f"the job's coordinator cannot listen at {where}: {error.strerror}. Choose another port "
+                                  "with launch.port=N, or leave it out") from None
+
+
+def _invite(launch: JobLaunch, reporter: Reporter, where: str, drawn: str | None) -> None:
+    """Say how others join; a token that was ``drawn`` for this start is laid where they find it."""
+    file = launch.job.launch.token_file
+    if drawn is not None:
+        path = reporter.directory.path.absolute() / tokens.FILE
+        tokens.keep(path, drawn)
+        file = str(path)
+    proof = f"--token-file {shlex.quote(os.path.abspath(file))}" if file else f"   (and {tokens.VARIABLE} as here)"
+    reporter.console.say(f"join with: hvtrain agent --coordinator {where} {proof}")
+
+
+def _bracket(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _keep_plan(settled: Settled | None, reporter: Reporter) -> None:

@@ -1,4 +1,7 @@
-"""``hvtrain run`` by itself: coordinator in this process, one agent with all slots on this host."""
+"""``hvtrain run`` by itself: coordinator in this process, one agent with all slots on this host.
+
+Where it listens on more than the loopback interface, agents from elsewhere may bring more (``hvtrain agent``).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import subprocess
 from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
 from hvtrain.control.events import AgentLost
+from hvtrain.launch import network
 from hvtrain.launch.agentstart import end_agent, start_agent
 from hvtrain.launch.joblaunch import JobLaunch, coordinate
 
@@ -36,8 +40,9 @@ class HostAgent:
         self._watching = asyncio.create_task(self._watch(coordinator))
 
     def drop(self, name: str) -> None:
-        """The coordinator has given the agent up: end it, so that another one can take its place."""
-        self._process.kill()
+        """The coordinator has given an agent up: if it is this host's, end it, so that another one can take its place."""
+        if name == self._name:
+            self._process.kill()
 
     async def end(self) -> None:
         """End the agent with the job."""
@@ -46,8 +51,9 @@ class HostAgent:
         await asyncio.to_thread(end_agent, self._process)
 
     def _hand_over(self) -> None:
-        job, workers = self._launch.job, self._launch.workers
-        slots = max(workers, job.elastic.max_workers or UNBOUNDED_SLOTS) + job.elastic.spares
+        job, workers = self._launch.job, self._launch.slots or self._launch.workers
+        slots = workers if is_open(self._launch) else max(workers, job.elastic.max_workers or UNBOUNDED_SLOTS)
+        slots += job.elastic.spares
         record = {"boot": self._launch.boot(self._address, workers).to_json(), "name": self._name, "host": self._host,
                   "slots": slots, "job_digest": self._launch.digest}
         assert self._process.stdin is not None
@@ -58,17 +64,23 @@ class HostAgent:
         while True:
             while self._process.poll() is None:
                 await asyncio.sleep(WATCH_SECONDS)
-            coordinator.feed(AgentLost(self._name))
+            coordinator.feed(AgentLost(self._name, ended=True))
             if not self._launch.job.elastic.enabled:
                 return
             self._process = start_agent(self._launch.job.framework)
             self._hand_over()
 
 
+def is_open(launch: JobLaunch) -> bool:
+    """Whether agents from elsewhere can join, so that the job has as many workers as there are slots."""
+    outward = launch.interface != network.loopback()
+    return outward or launch.slots is not None or launch.job.launch.port is not None
+
+
 async def run(launch: JobLaunch, agent: subprocess.Popen) -> int:
     """Run a job on this host with a started ``agent``; returns its exit code."""
-    host = HostAgent(launch, agent)
+    host, others = HostAgent(launch, agent), is_open(launch)
     try:
-        return await coordinate(launch, host.start, on_drop=host.drop)
+        return await coordinate(launch, host.start, on_drop=host.drop, follow=others, open_to_all=others)
     finally:
         await host.end()

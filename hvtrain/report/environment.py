@@ -7,13 +7,14 @@ import platform
 import socket
 import sys
 from importlib import metadata
-from typing import Any
+from typing import Any, Mapping
 
 _PACKAGES = ("torch", "tensorflow", "tensorflow-cpu", "keras", "horovod", "numpy", "safetensors", "pydantic", "aiohttp")
 
 
-def describe(command: str, workers: int, code: str = "") -> dict[str, Any]:
-    """Versions, machine and command of a run, JSON-able. ``code`` is where its task was found. Imports none of the packages."""
+def describe(command: str, workers: int, code: str = "", given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Versions, machine and command of a run, JSON-able. ``code`` is where its task was found, ``given`` what a script's job
+    was told explicitly. Imports none of the packages."""
     from hvtrain import __version__
 
     packages = {}
@@ -24,4 +25,4 @@ def describe(command: str, workers: int, code: str = "") -> dict[str, Any]:
             continue
     return {"hvtrain": __version__, "python": platform.python_version(), "platform": platform.platform(),
             "packages": packages, "host": socket.gethostname(), "cpus": os.cpu_count(), "workers": workers,
-            "command": command, "code": code, "executable": sys.executable}
+            "command": command, "code": code, "cwd": os.getcwd(), "given": given, "executable": sys.executable}

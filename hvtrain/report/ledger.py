@@ -34,7 +34,7 @@ class Ledger:
     def __init__(self, path: str | os.PathLike[str], *, start: int = 1):
         self._start = start
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o644)
 
     def sampler(self, sampler: GlobalSampler, *, weighted: bool = False) -> None:
         """Say what the samples are drawn by, so that the ledger can be checked without the job."""

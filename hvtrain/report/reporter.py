@@ -23,10 +23,11 @@ class Reporter:
         workers: how many workers the job was started with.
         command: how a user would start it again.
         code: the directory in which the task was found, empty if that is not known.
+        given: what a script's job was told explicitly.
     """
 
-    def __init__(self, job: Job, *, workers: int, command: str, code: str = ""):
-        self._job, self._workers, self._command, self._code = job, workers, command, code
+    def __init__(self, job: Job, *, workers: int, command: str, code: str = "", given: Mapping[str, Any] | None = None):
+        self._job, self._workers, self._command, self._code, self._given = job, workers, command, code, given
         self.directory = RunDirectory(job.run.dir)
         self.console = consoles.choose(job.log.console)
         self.is_open = False
@@ -43,7 +44,8 @@ class Reporter:
         self.is_open = True
         write_atomically(self.directory.config,
                          f"# The job as it was resolved; started by: {self._command}\n{dump(self._job)}")
-        write_json(self.directory.environment, environment.describe(self._command, self._workers, self._code))
+        write_json(self.directory.environment, environment.describe(
+            self._command, self._workers, self._code, self._given))
         self._events = JsonLines(self.directory.events)
         self._metrics = JsonLines(self.directory.metrics)
         self._sinks: list[Sink] = [self._metrics] if "jsonl" in self._job.log.sinks else []

@@ -17,6 +17,7 @@ import fcntl
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -154,10 +155,24 @@ def share(path: str | os.PathLike[str]) -> IO[str]:
     return lock
 
 
+def unshare(lock: IO[str]) -> None:
+    """There are no workers at the moment; :func:`share_again` says that there are."""
+    fcntl.flock(lock, fcntl.LOCK_UN)
+
+
+def share_again(lock: IO[str]) -> None:
+    """Undo :func:`unshare`. Without effect while the next start of the run looks whether there are workers."""
+    with suppress(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Replace ``path`` by ``text``; readers see the old or the new content, never half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
+    temporary.unlink(missing_ok=True)
+    # Not through a link that somebody else has laid there, if the directory is not this user's alone.
+    with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "w") as file:
+        file.write(text)
     os.replace(temporary, path)
 
 

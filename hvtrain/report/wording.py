@@ -55,6 +55,14 @@ def _timeline(step: int | None, values: Values) -> str:
     return f"timeline of steps {values['steps']} in {values['path']}{cut}: open it in https://ui.perfetto.dev"
 
 
+def _host(text: str) -> Callable[[int | None, Values], str]:
+    """About a host; with what to do, where something is known."""
+    def told(step: int | None, values: Values) -> str:
+        remedy = f" ({values['remedy']})" if values.get("remedy") else ""
+        return f"{values.get('host', '')}: {text.format(**values)}{remedy}"
+    return told
+
+
 _SOURCES = {"memory": "the snapshot in a host's memory", "checkpoint": "the last durable checkpoint",
             "start": "the beginning: there was neither a snapshot nor a checkpoint"}
 _LINES: dict[str, Callable[[int | None, Values], str]] = {
@@ -63,5 +71,11 @@ _LINES: dict[str, Callable[[int | None, Values], str]] = {
     "stop_requested": lambda step, values: "stopping after a checkpoint; a second signal stops at once",
     "warm_restarted": lambda step, values: f"{values.get('text', '')}; it was started again",
     "timeline": _timeline,
+    "host_trouble": _host("{text}; it is tried again"),
+    "host_back": _host("reached again"),
+    "host_found": _host("it is new among the hosts"),
+    "host_left": _host("it is no longer among the hosts; its workers leave"),
+    "discovery_failed": lambda step, values: f"warning: {values.get('text', '')}",
+    "discovery_short": lambda step, values: f"warning: {values.get('text', '')}",
     "early_stop": lambda step, values: f"early stop: no improvement; step {step}",
 }

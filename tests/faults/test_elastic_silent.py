@@ -6,6 +6,7 @@ import signal
 import time
 
 from conftest import STEPS, WHOLE
+from hvtrain.report import ledger
 
 
 def test_stopped_and_stuck_workers_and_cut_connections(run, calm):
@@ -31,16 +32,21 @@ def test_stopped_and_stuck_workers_and_cut_connections(run, calm):
 
 
 def test_nobody_is_judged_by_a_coordinator_that_stood_still(run):
-    """It was stopped (Ctrl-Z, a hung file system) for longer than elastic.heartbeat_timeout; the workers trained on."""
-    run.start("train.epochs=null", "train.steps=100000", "task.args.slow=0.01", "elastic.heartbeat_timeout=1s", workers=2)
+    """It was stopped (Ctrl-Z, a hung file system) for longer than elastic.heartbeat_timeout. The workers wait, as it might
+    have gone on with others, and go on in the same round."""
+    run.start("train.epochs=null", "train.steps=100000", "task.args.slow=0.01", "elastic.heartbeat_timeout=1s",
+              "log.ledger=true", workers=2)
     run.until_step(5)
     run.process.send_signal(signal.SIGSTOP)
+    stopped = time.time()
     time.sleep(2.5)
-    before = run.last_step()
+    before, continued = run.last_step(), time.time()
     run.process.send_signal(signal.SIGCONT)
     run.until_step(before + 30)  # it has caught up with what they had done meanwhile
     time.sleep(1.5)
     run.process.send_signal(signal.SIGTERM)
     assert run.wait().returncode == 143
     assert not run.events("worker_lost") and not run.events("stall") and len(run.events("round")) == 1
+    times = [line.time for line in ledger.read(run.dir / "ledger").committed]
+    assert not [at for at in times if stopped + 1.0 < at < continued], "a lease outlived elastic.heartbeat_timeout"
     assert run.gone()

@@ -8,6 +8,7 @@ done by the thread that reads, while the main thread is blocked in another one.
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import json
 import os
@@ -73,6 +74,13 @@ class Plain:
         before = time.process_time()
         time.sleep(seconds)
         return time.process_time() - before
+
+    def variable(self, name: str) -> str | None:
+        """An environment variable, as Python and the C library have it."""
+        getenv = ctypes.CDLL(None).getenv
+        getenv.restype, value = ctypes.c_char_p, os.environ.get(name)
+        assert getenv(name.encode()) == (value and value.encode())
+        return value
 
     def listening(self) -> list[str]:
         """The addresses of this process's own ends of its sockets."""

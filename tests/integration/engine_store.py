@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
 class Store:
-    """What Horovod's gloo contexts rendezvous by: PUT and GET of /scope/key on the loopback."""
+    """What Horovod's gloo contexts rendezvous by: PUT and GET of /scope/key on the loopback.
 
-    def __init__(self) -> None:
+    A path before the scope, as members of a round with a secret put it there, is left out of the keys; ``paths`` has it.
+    """
+
+    def __init__(self, host: str = "127.0.0.1") -> None:
         self.values: dict[str, bytes] = {}
-        values = self.values
+        self.paths: set[str] = set()
+        values, paths = self.values, self.paths
+
+        def key(path: str) -> str:
+            before, scope, name = path.rsplit("/", 2)
+            paths.add(before.lstrip("/"))
+            return f"/{scope}/{name}"
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                value = values.get(self.path)
+                value = values.get(key(self.path))
                 self._answer(404 if value is None else 200, value or b"")
 
             def do_PUT(self) -> None:
-                values.setdefault(self.path, self.rfile.read(int(self.headers["Content-Length"])))
+                values.setdefault(key(self.path), self.rfile.read(int(self.headers["Content-Length"])))
                 self._answer(200)
 
             def do_DELETE(self) -> None:
@@ -35,7 +45,10 @@ class Store:
             def log_message(self, *arguments: object) -> None:
                 pass
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        class Server(ThreadingHTTPServer):
+            address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+
+        self._server = Server((host, 0), Handler)
         self._server.handle_error = lambda request, address: None  # ranks that die leave in the middle of a request
         self.port: int = self._server.server_port
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()

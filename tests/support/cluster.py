@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Mapping, Sequence
 
 from tests.support.runs import MARK, Run, environment
 
 HOST_MARK = "TEST_HOST_MARK"
+INTERFACE, ADDRESS = "TEST_INTERFACE", "TEST_ADDRESS"
 
 
 class Cluster(Run):
@@ -101,7 +103,9 @@ def main(config: str, record: str, plan: str, mode: str, *overrides: str) -> int
     from hvtrain.report.rundir import write_json
 
     job = load(config, list(overrides))
-    launch = prepare(job, config, "hvtrain run", interface=None, faults=load_plan(plan) if plan else None)
+    interface = os.environ.get(INTERFACE)  # what another launcher chooses; workers find their own
+    launch = prepare(job, config, "hvtrain run", interface=interface, faults=load_plan(plan) if plan else None)
+    launch = replace(launch, address=os.environ.get(ADDRESS))
 
     async def start_agents(address, coordinator):
         write_json(Path(record), {"boot": launch.boot(address, launch.workers).to_json(), "job_digest": launch.digest})

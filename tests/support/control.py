@@ -11,6 +11,7 @@ from hvtrain.control.causes import Cause
 from hvtrain.control.client import Address, Link
 from hvtrain.control.coordinator import Coordinator
 from hvtrain.control.roster import Limits
+from hvtrain.engine import roundsecret
 
 TOKEN, DIGEST = auth.new_token(), "d" * 64
 LIMITS = Limits(start=10.0, stop=5.0, heartbeat=5.0, replace=0.2, form=5.0, step=5.0)
@@ -75,8 +76,9 @@ class Job:
     """A running coordinator, with one agent ("host") and ``wanted`` workers after :meth:`start`."""
 
     def __init__(self, *, wanted: int = 2, limits: Limits = LIMITS, watcher: Watcher | None = None,
-                 follow: bool = False):
+                 follow: bool = False, tls: bool = False, offer: Callable | None = None):
         self.watcher, self._limits, self._wanted, self._follow = watcher or Watcher(), limits, wanted, follow
+        self._tls, self._offer = tls, offer
         self.workers: dict[str, Worker] = {}
         self.dropped: list[str] = []
         self._links: list[Link] = []
@@ -84,9 +86,9 @@ class Job:
     async def __aenter__(self) -> Job:
         self.coordinator = Coordinator(
             wanted=self._wanted, limits=self._limits, token=TOKEN, host="127.0.0.1", interface="lo", job_digest=DIGEST,
-            observer=self.watcher, follow=self._follow, on_drop=self.dropped.append)
-        self.address = Address("127.0.0.1", await self.coordinator.start(), TOKEN)
-        self.client = Address("127.0.0.1", self.address.port, self.coordinator.client_token)
+            observer=self.watcher, follow=self._follow, on_drop=self.dropped.append, tls=self._tls, offer=self._offer)
+        self.address = Address("127.0.0.1", await self.coordinator.start(), TOKEN, self._tls)
+        self.client = Address("127.0.0.1", self.address.port, self.coordinator.client_token, self._tls)
         return self
 
     async def __aexit__(self, *_) -> None:
@@ -156,6 +158,12 @@ class Job:
             await expect(worker.link, m.Dismiss)
             await self.exited(worker)
         return await self.over()
+
+
+def rendezvous(seat: m.Seat) -> str:
+    """The address of a round's rendezvous, its secret path included."""
+    path = roundsecret.path(auth.round_secret(TOKEN, seat.secret))
+    return f"http://{seat.rendezvous_host}:{seat.rendezvous_port}/{path}"
 
 
 async def get(link: Link) -> m.Message | None:

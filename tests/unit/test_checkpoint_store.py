@@ -355,6 +355,18 @@ def test_left_over_links_are_not_followed(store, tmp_path):
     assert (tmp_path / "precious" / "file").exists()
 
 
+@pytest.mark.parametrize("change", [
+    {"created": "2026-01-01\x1b[2J"}, {"framework": "torch\n"}, {"hvtrain_version": "\x1b]0;title\x07"},
+    {"metrics": {"loss\x1b[31m": 1.0}}, {"files": {"\x1b[2J": 1}}, {"\x1b[2J": 1}])
+def test_nothing_that_a_terminal_would_obey_comes_from_a_manifest(store, change):
+    """Commands print what a manifest says, and what is wrong with it."""
+    path = write(store, snapshot()).path
+    forge(path, lambda raw: raw.update(change))
+    with pytest.raises(CheckpointDamaged) as caught:
+        store.manifest(path)
+    assert str(caught.value).isprintable() and all(problem.isprintable() for problem in verify(path))
+
+
 def test_a_manifest_survives_its_own_text():
     entry = {"sha256": "0" * 64, "size": 2}
     manifest = Manifest.describe(snapshot(metrics={"a": math.inf, "b": 0.1}), {"state.json": entry})

@@ -205,7 +205,7 @@ def test_background_writer_prunes_and_reports(store):
 def test_background_writer_never_writes_two_at_once_and_does_not_block(store, monkeypatch):
     gate, active = threading.Event(), [0]
 
-    def slow(target, what):
+    def slow(target, what, passage):
         active[0] += 1
         assert active[0] == 1
         gate.wait(10)
@@ -228,7 +228,7 @@ def test_background_writer_never_writes_two_at_once_and_does_not_block(store, mo
 def test_background_errors_surface_once_at_the_next_call(store, monkeypatch):
     background_writer = BackgroundWriter(store)
 
-    def broken(target, what):
+    def broken(target, what, passage):
         raise CheckpointWriteFailed("no room")
 
     monkeypatch.setattr(background, "write", broken)

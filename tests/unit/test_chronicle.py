@@ -131,6 +131,20 @@ def test_a_stall_that_is_nobodys_fault():
     assert stall["rank"] is None and not story.told("worker_lost")
 
 
+def test_a_lost_agent_is_no_stall():
+    """Like one, it has no rank; 40 seconds were once counted as down before it was lost."""
+    story = Story()
+    story.begin("w0", "w1")
+    story.now += 100.0
+    cause = causes.lost_agent("agent@host", "host")
+    story.act(events.CutRound(1, ("w0",), cause.reason), failure=cause)
+    story.now += 0.5
+    story.seats("w0")
+    story.formed(71)
+    story.first_step()
+    assert story.end()["seconds_down"] == 0.5 and not story.told("stall")
+
+
 def test_the_first_step_may_be_heard_of_before_the_machine_knows_that_the_round_is_active():
     """Workers' words are read at once, what the machine makes of them comes through a queue."""
     story = Story()

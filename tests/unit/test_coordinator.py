@@ -13,7 +13,7 @@ import pytest
 from hvtrain.control import coordinator as module, messages as m
 from hvtrain.control.client import ThreadedLink
 from hvtrain.errors import ExitCode
-from tests.support.control import HELLO, LIMITS, Watcher, expect, frozen, get, run, until
+from tests.support.control import HELLO, LIMITS, Watcher, expect, frozen, get, rendezvous, run, until
 
 
 async def http_status(seat: m.Seat) -> int | None:
@@ -79,7 +79,7 @@ def test_a_loss_while_a_round_is_forming_calls_its_rendezvous_off():
         await job.exited(workers[1], signal=9)
         assert (await expect(workers[0].link, m.Cut)).round == 1
         async with aiohttp.ClientSession() as http:
-            async with http.get(f"http://127.0.0.1:{first.rendezvous_port}/global/1") as answer:
+            async with http.get(f"{rendezvous(first)}/global/1") as answer:
                 assert (answer.status, await answer.read()) == (200, b"x")
         await workers[0].ready(round=1)
         successor = await job.hire()

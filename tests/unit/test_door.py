@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from hvtrain.control import door as module, line as lines, messages as m
+from hvtrain.control import door as module, gate as gates, line as lines, messages as m
 from hvtrain.control.line import BURST_SECONDS, BYTES_PER_SECOND, Allowance
 from tests.support.control import HELLO, LIMITS, expect, frozen, get, run, until
 
@@ -45,13 +45,13 @@ def test_who_does_not_prove_himself_in_time_is_shown_out(words, monkeypatch, cap
 
 
 def test_many_strangers_do_not_keep_the_workers_out(monkeypatch):
-    monkeypatch.setattr(module.resource, "getrlimit", lambda _: (40, 40))
+    monkeypatch.setattr(gates.resource, "getrlimit", lambda _: (40, 40))
 
     async def scenario(job):
         strangers = [await asyncio.open_connection("127.0.0.1", job.address.port) for _ in range(60)]
         workers = await job.start()
-        server = job.coordinator._door._runner.server
-        await until(lambda: len(server.connections) <= 20 + 3)
+        gate = job.coordinator._door._gate
+        await until(lambda: len(gate._visitors) <= 20 + 3)
         assert await closed(strangers[0][0])  # the oldest had to go
         for _, writer in strangers:
             writer.close()
@@ -60,16 +60,21 @@ def test_many_strangers_do_not_keep_the_workers_out(monkeypatch):
     run(scenario)
 
 
-def test_refusals_do_not_fill_the_log(caplog, monkeypatch):
-    now = [100.0]
-    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    refusals = module.Refusals()
-    for _ in range(1000):
-        refusals.log("10.0.0.9", "why")
-    now[0] += 2.0
-    refusals.log("10.0.0.9", "why")
-    assert len(caplog.records) == module.LOGGED_PER_SECOND + 2
-    assert "990 more connections were refused" in caplog.text
+@pytest.mark.parametrize(("words", "status"), [
+    (b"GET /ws HTTP/9.9\r\n\r\n", b"400"), (b"\x16\x03\x01\x02\x00\x01", b"400"), (b"GET /ws HTTP/1.1\r\n\r\n", b"400"),
+    (b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+     b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nOrigin: http://evil.example\r\n\r\n", b"403")])
+def test_what_is_no_request_of_ours_is_one_line_in_the_log(words, status, caplog):
+    """The server's own log would have a traceback for each, as often as a stranger likes."""
+    async def scenario(job):
+        for _ in range(5):
+            reader, writer = await asyncio.open_connection("127.0.0.1", job.address.port)
+            writer.write(words + b"\r\n")
+            assert status in await asyncio.wait_for(reader.read(200), 3)
+            writer.close()
+
+    run(scenario)
+    assert "Traceback" not in caplog.text and not any(record.exc_info for record in caplog.records)
 
 
 # Clients -------------------------------------------------------------------------------------------------
@@ -159,7 +164,7 @@ def test_the_allowance():
 def test_an_agent_is_told_to_end_even_if_it_is_slow_to_listen():
     async def scenario(job):
         agent = await job.link(HELLO)
-        await until(lambda: job.coordinator._door.knows("host"))
+        await until(lambda: len(job.state.workers) == 2)
         await job.coordinator._door.send("host", m.End(exit_code=7, reason="r" * 20_000))
         await job.coordinator._door.close()
         for _ in range(2):
@@ -180,7 +185,8 @@ def test_visitors_leave_nothing_behind():
             await agent.close()
             _, writer = await asyncio.open_connection("127.0.0.1", job.address.port)
             writer.close()
-        await until(lambda: len(door._lines) == len(door._proven) == len(door._runner.server.connections) == 3)
+        await until(lambda: len(door._lines) == len(door._gate._visitors) == len(door._runner.server.connections) == 3)
+        assert not door._gate._strangers
         await until(lambda: len(asyncio.all_tasks()) <= before + 1)
         await job.finish(workers)
 

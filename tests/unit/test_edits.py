@@ -111,8 +111,8 @@ def test_the_digest_follows_what_is_added(tmp_path: Path) -> None:
 def test_ours_are_complete() -> None:
     assert edit_names(EDITS) == ["init-failure", "init-again", "gloo-interface", "release", "broken-round",
                                  "late-tensor", "unlocked-end", "cut", "one-mesh", "ask-once", "no-abort", "half-message",
-                                 "connect-timeout", "idle-wait", "coded", "host", "in-place", "settings-again", "exit-once",
-                                 "record"]
+                                 "connect-timeout", "proof", "secret-path", "told", "ipv6", "own-address", "idle-wait",
+                                 "coded", "host", "in-place", "settings-again", "exit-once", "record"]
     for each in EDITS:
         assert each.why and not Path(each.file).is_absolute()
         if isinstance(each, Addition):

@@ -107,6 +107,21 @@ def test_a_crowd_of_silent_strangers_is_thinned_out(offer, pool):
         each.close()
 
 
+def test_a_crowd_from_another_host_does_not_crowd_out_a_member(offer, pool, caplog):
+    serving = pool.submit(offer.serve, 1, groups(), timeout=LONG)
+    member, nonce = greeted(offer.address)
+    crowd = [socket.create_connection(offer.address, timeout=10, source_address=("127.0.0.66", 0)) for _ in range(150)]
+    assert crowd[0].recv(wire.GREETING_BYTES, socket.MSG_WAITALL) and crowd[0].recv(1) == b"", "the oldest of the crowd went"
+    member.sendall(auth.answer(wire.receiver_token(TOKEN), nonce).encode())
+    assert len(member.recv(wire.PROOF_BYTES, socket.MSG_WAITALL)) == wire.PROOF_BYTES
+    assert len(caplog.records) < 60, "and the log is not filled"
+    member.close()
+    with pytest.raises(RoundBroken):
+        serving.result(SOON)
+    for each in crowd:
+        each.close()
+
+
 def test_a_proof_cannot_be_used_twice(offer, pool):
     serving = pool.submit(offer.serve, 2, groups(), timeout=LONG)
     first, nonce = greeted(offer.address)

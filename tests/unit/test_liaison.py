@@ -17,7 +17,7 @@ from hvtrain.control.client import Address
 from hvtrain.launch import horovod_elastic as elastic
 from hvtrain.launch import liaison as module
 from hvtrain.launch.board import KEY, OPEN_VARIABLE, Board, Notice
-from hvtrain.launch.drivernews import DriverNews
+from hvtrain.launch.drivernews import MOST, NEWS_SECONDS, DriverNews
 from hvtrain.launch.kvstore import Store
 from hvtrain.errors import EnvironmentNotReady
 from tests.support.fake_driver import FakeDriver
@@ -147,6 +147,13 @@ async def knock(host: str, port: int, key: bytes, body: bytes) -> bytes:
     return answer[36:]
 
 
+class Bomb:
+    """Unpickling it fails the test."""
+
+    def __reduce__(self):
+        return pytest.fail, ("unpickled",)
+
+
 def test_news_are_taken_from_the_driver_alone():
     async def play():
         heard = []
@@ -156,12 +163,22 @@ def test_news_are_taken_from_the_driver_alone():
         (address,) = addresses["eth0"]
         assert await knock(*address, b"x" * 32, b"HostsUpdatedRequest") == b"" and not heard
         assert await knock(*address, key, b"something else") == b"" and not heard
+        await knock(*address, key, pickle.dumps(Bomb()) + b"PingRequest")  # the key lies in an open store
         pong = await knock(*address, key, b"PingRequest")
         said = [argument for _, argument, _ in pickletools.genops(pong)]
         assert "horovod.runner.common.util.network PingResponse" in said and "worker notification service" in said
         thanks = await knock(*address, key, b"HostsUpdatedRequest")
         assert "horovod.runner.common.util.network AckResponse" in [a for _, a, _ in pickletools.genops(thanks)]
         assert heard == [1]
+        for _ in range(5):  # recorded, and sent again: no nonce could tell; so it must do no harm
+            await knock(*address, key, b"HostsUpdatedRequest")
+        mute = [await asyncio.open_connection(*address) for _ in range(MOST + 5)]
+        assert await knock(*address, key, b"PingRequest"), "many that say nothing do not keep the driver out"
+        assert heard == [1]
+        await asyncio.sleep(NEWS_SECONDS)
+        assert heard == [1, 1], "news that follow each other quickly are told together, and none is lost"
+        for _, writer in mute:
+            writer.close()
         await news.close()
 
     asyncio.run(play())

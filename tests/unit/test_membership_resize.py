@@ -100,6 +100,16 @@ def test_no_more_than_max_workers_and_no_fewer_than_min_workers_are_aimed_at(wis
     assert story.state.target == size
 
 
+def test_a_job_that_follows_its_agents_leaves_its_spares_their_slots():
+    """But none of those that it was started for."""
+    story = Story(2, {"a": ("h1", 2)}, follow=True, spares=1)
+    assert story.state.target == 2
+    story(AgentJoined("b", "h2", 1))
+    assert story.state.target == 2 and len(story.of(StartWorker)) == 3
+    story(AgentJoined("c", "h3", 2))
+    assert story.state.target == 4
+
+
 def test_a_job_that_follows_its_agents_takes_every_slot_up_to_max_workers():
     story = Story(2, {"a": ("h1", 2)}, follow=True, max_workers=5).started()
     assert kinds(story(AgentJoined("b", "h2", 2))) == ["StartWorker", "StartWorker"]

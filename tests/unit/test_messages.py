@@ -15,6 +15,7 @@ SEAT = m.Seat(round=1, rank=0, size=2, local_rank=0, local_size=2, cross_rank=0,
               rendezvous_host="127.0.0.1", rendezvous_port=1, interface="lo")
 INBOUND = [
     m.AgentHello(agent="a", host="h", slots=2, pid=1, version="0", job_digest="d"),
+    m.JobAsk(agent="a", host="h", machine="m", slots=1, versions={"hvtrain": "1"}),
     m.Exited(worker="w0", code=0, signal=9), m.LoadFailed(exit_code=1, reason="r"), m.Notice(event="e", text="t"),
     m.StopAsked(signal=15), m.WorkerHello(worker="w0", pid=1, again=True),
     m.Ready(outline={"steps": 3}, step=7, round=2, reason="r"), m.Formed(round=2, step=7, seconds={"agree": 0.1}),
@@ -23,8 +24,8 @@ INBOUND = [
     m.Beat(step=4, ticks=9, waiting=True, slowest=0.2), m.ClientHello(command="ps"), m.Query(), m.Scale(workers=3),
 ]
 OUTBOUND = [
-    m.Start(worker="w0", rank=0), m.Kill(worker="w0"), m.End(exit_code=0), SEAT, m.Stop(signal=2), m.Pause(round=1),
-    m.Cut(round=1, reason="r"), m.Dismiss(salvage=True),
+    m.JobGiven(agent="a@h", host="h", boot={"start": 1}, job_digest="d", cwd="/", code={"a.py": "0"}), m.Start(worker="w0", rank=0), m.Kill(worker="w0"), m.End(exit_code=0), SEAT, m.Stop(signal=2), m.Pause(round=1),
+    m.Cut(round=1, reason="r"), m.Dismiss(salvage=True), m.Heard(stamp=1.5),
     m.Overview(job={"size": 1}, agents=[], workers=[{"rank": None}]), m.Answer(accepted=False, text="t"),
 ]
 
@@ -68,6 +69,10 @@ def test_what_agents_workers_and_people_may_hear(message):
     '{"type": "agent_hello", "agent": "a", "host": "h", "slots": -1, "pid": 1, "version": "0", "job_digest": "d"}',
     '{"type": "agent_hello", "agent": "%s", "host": "h", "slots": 1, "pid": 1, "version": "0", "job_digest": "d"}'
     % ("a" * 201),
+    *('{"type": "worker_hello", "worker": "%s", "pid": 1}' % name
+      for name in ("../w0", "/etc/passwd", ".hidden", "w/0", "w\\\\0", "w0\\u0000", "w0\\u001b[2J", "w0\\n", "")),
+    *('{"type": "job_ask", "agent": "%s", "host": "%s", "slots": 1}' % names
+      for names in (("../a", "h"), ("a", "../h"), ("a\\u001b", "h"), ("a", "h\\r"), ("a", ""), ("a", "h" * 91))),
     b"\x80\x04\x95", b"\xff\xfe", "[" * 100_000,
 ])
 def test_malformed(text):

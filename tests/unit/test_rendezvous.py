@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import resource
+import zlib
 
 import aiohttp
 import pytest
@@ -79,6 +81,38 @@ def test_a_round_that_is_called_off_lets_nobody_wait():
         assert await get(http, "/global/1") == (200, b"x")
 
     talk(scenario)
+
+
+def test_a_compressed_value_is_kept_as_it_came(monkeypatch):
+    """Unpacked, 64 KiB could be a bomb of 64 MiB."""
+    bomb = zlib.compress(bytes(64 << 20), 9)
+
+    async def scenario(http, store):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        async with http.put("/global/0", data=bomb, headers={"Content-Encoding": "deflate"}) as answer:
+            assert answer.status == 200
+        assert (await get(http, "/global/0"))[1] == bomb
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 32 << 10  # KiB
+
+    talk(scenario)
+
+
+def test_only_addresses_that_are_admitted_are_heard(caplog):
+    async def scenario():
+        store = Rendezvous("127.0.0.1", lambda address: address == "127.0.0.7")
+        port = await store.start()
+        for source, heard in (("127.0.0.1", False), ("127.0.0.7", True)):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port, local_addr=(source, 0))
+            writer.write(b"GET /global/0 HTTP/1.0\r\n\r\n")
+            try:
+                assert (await asyncio.wait_for(reader.read(), 3) != b"") is heard
+            except ConnectionError:
+                assert not heard
+            writer.close()
+        await store.close()
+
+    asyncio.run(scenario())
+    assert "refused a connection to a round's rendezvous from 127.0.0.1" in caplog.text
 
 
 @pytest.mark.parametrize("path", ["/", "/one", "/a/b/c", "/../etc/passwd"])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from hvtrain.cli.run import _check
+from hvtrain.cli.run_source import Source
 from hvtrain.config import Job, layers, loading
 from hvtrain.control import script
 from hvtrain.control.warmstart import guess_framework
@@ -130,4 +130,4 @@ def test_a_job_has_a_target_or_a_script(task, words):
     ("job.yaml", "other.yaml", "hvtrain run job.yaml")])
 def test_what_cannot_be_run_is_refused_with_what_to_type(job, settings, words):
     with pytest.raises(UsageError, match=words):
-        _check(job, settings)
+        Source(job, settings).check()

@@ -15,27 +15,37 @@ from hvtrain.control import auth, messages as m
 from hvtrain.control.client import Address, Link
 from hvtrain.control.messages.base import OWN_EVENTS
 from hvtrain.control.rendezvous import MAX_VALUE_BYTES
-from hvtrain.errors import EnvironmentNotReady, ExitCode
-from tests.support.control import HELLO, TOKEN, expect, get, run, until
+from hvtrain.errors import EnvironmentNotReady, ExitCode, TokenRefused
+from tests.support.control import HELLO, TOKEN, expect, get, rendezvous, run, until
 
 
-async def visit(job, *frames, prove=True, token=TOKEN):
+async def visit(job, *frames, prove=True, token=TOKEN, sealed=True):
     """Connect by hand, answer the challenge (or not), send frames; returns what was said before the door was shut."""
     async with aiohttp.ClientSession() as http:
         async with http.ws_connect(f"http://127.0.0.1:{job.address.port}/ws", max_msg_size=1 << 24) as ws:
             nonce = await ws.receive_str()
+            seals = None
             if prove:
-                await ws.send_str(auth.answer(token, nonce))
+                proof = auth.answer(token, nonce)
+                await ws.send_str(proof)
+                seals = auth.Seals(token, nonce, proof, client=True)
             for frame in frames:
-                await (ws.send_bytes(frame) if isinstance(frame, bytes) else ws.send_str(frame))
+                if isinstance(frame, bytes):
+                    await ws.send_bytes(frame)
+                else:
+                    await ws.send_str(seals.seal(frame) if seals is not None and sealed else frame)
             said = []
-            while True:  # the countersign is no message
-                reply = await asyncio.wait_for(ws.receive(), 3)
-                if reply.type is not aiohttp.WSMsgType.TEXT:
-                    assert reply.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING)
+            while True:
+                try:
+                    reply = await asyncio.wait_for(ws.receive(), 3)
+                except ConnectionError:
                     return said
-                if reply.data.startswith("{"):
-                    said.append(m.decode_outbound(reply.data))
+                if reply.type is not aiohttp.WSMsgType.TEXT:
+                    assert reply.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.CLOSING,
+                                          aiohttp.WSMsgType.ERROR)
+                    return said
+                if len(reply.data) > auth.SEAL_CHARS:  # the countersign is no message
+                    said.append(m.decode_outbound(seals.open(reply.data)))
 
 
 def as_client(job, *frames):
@@ -68,6 +78,9 @@ STRANGERS = {
     "a pickle bomb": lambda job: visit(job, BOMB),
     "a pickle bomb after hello": lambda job: visit(job, hello(agent="x"), BOMB),
     "oversized before proof": lambda job: visit(job, "x" * (m.MAX_BYTES + 10), prove=False),
+    "too much for a stranger": lambda job: visit(job, "x" * 20_000, prove=False),
+    "unsealed": lambda job: visit(job, hello(agent="x"), sealed=False),
+    "sealed by another key": lambda job: visit(job, auth.Seals(TOKEN, "n", "t", client=True).seal(hello(agent="x")), sealed=False),
     "oversized hello": lambda job: visit(job, "x" * (m.MAX_BYTES + 10)),
     "oversized after hello": lambda job: visit(job, hello(agent="x"), "x" * (m.MAX_BYTES + 10)),
     "no hello": lambda job: visit(job, m.encode(m.Beat(step=1))),
@@ -112,9 +125,10 @@ def test_a_recorded_proof_is_worth_nothing_on_another_connection():
         await job.start()
         async with aiohttp.ClientSession() as http:
             async with http.ws_connect(f"http://127.0.0.1:{job.address.port}/ws") as ws:
-                recorded = auth.answer(TOKEN, await ws.receive_str())
+                nonce = await ws.receive_str()
+                recorded = auth.answer(TOKEN, nonce)
                 await ws.send_str(recorded)
-                await ws.send_str(hello(agent="honest"))
+                await ws.send_str(auth.Seals(TOKEN, nonce, recorded, client=True).seal(hello(agent="honest")))
                 await until(lambda: "honest" in job.state.agents)
                 assert await visit(job, recorded, hello(agent="thief"), prove=False) == []
         assert "thief" not in job.state.agents
@@ -132,9 +146,9 @@ def test_the_agent_of_another_job_is_told_why():
     run(scenario)
 
 
-def test_a_link_with_the_wrong_token_says_that_it_cannot_connect():
+def test_a_link_with_the_wrong_token_says_that_it_is_wrong():
     async def scenario(job):
-        with pytest.raises(EnvironmentNotReady, match="cannot be reached"):
+        with pytest.raises(TokenRefused, match="does not accept this token"):
             await Link(Address("127.0.0.1", job.address.port, auth.new_token())).open(HELLO)
 
     run(scenario)
@@ -242,12 +256,15 @@ def test_the_rendezvous_of_a_round_keeps_strange_bytes_as_they_are_and_not_too_m
         for worker in workers:
             await worker.ready()
         seat = await workers[0].seated()
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{seat.rendezvous_port}") as http:
+        async with aiohttp.ClientSession() as http:
             for value, status in ((BOMB, 200), (b"x" * (MAX_VALUE_BYTES + 1), 413)):
-                async with http.put("/global/7", data=value) as answer:
+                async with http.put(f"{rendezvous(seat)}/global/7", data=value) as answer:
                     assert answer.status == status
-            async with http.get("/global/7") as answer:
+            async with http.get(f"{rendezvous(seat)}/global/7") as answer:
                 assert await answer.read() == BOMB
+            false = rendezvous(seat.model_copy(update={"secret": auth.challenge()}))
+            async with http.get(f"{false}/global/7") as answer:
+                assert answer.status == 403
         await workers[1].seated()
         for worker in workers:
             await worker.form()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Union
+from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field
 
-from hvtrain.control.messages.base import Beat, Count, Event, Exit, Message, Name, Words
+from hvtrain.control.messages.base import Beat, Count, Event, Exit, Handle, Message, Name, Words
 
 
 class AgentHello(Message):
@@ -14,12 +14,43 @@ class AgentHello(Message):
     ``slots`` stands by for as long as the job lasts."""
 
     type: Literal["agent_hello"] = "agent_hello"
-    agent: Name
-    host: str = Field(max_length=255)
+    agent: Handle
+    host: Handle
     slots: int = Field(ge=0, le=4096)
     pid: Count
     version: str = Field(max_length=50)
     job_digest: str = Field(max_length=64)
+
+
+class JobAsk(Message):
+    """First message of an agent that has only the token: what is the job?
+
+    ``agent``: the name it wishes for, or "". ``machine``: equal for agents that share memory (:mod:`hvtrain.control.guests`).
+    ``versions``: those of :mod:`hvtrain.control.versions`.
+    """
+
+    type: Literal["job_ask"] = "job_ask"
+    agent: Annotated[Handle, Field(max_length=100)] | Literal[""] = ""
+    host: Annotated[Handle, Field(max_length=90)]
+    machine: str = Field("", max_length=200)
+    slots: int = Field(ge=0, le=4096)
+    versions: dict[Name, Name] = Field(default_factory=dict, max_length=50)
+
+
+class JobGiven(Message):
+    """To an agent that asked: its name and its host's in this job, and the job.
+
+    ``boot`` is a boot record without the address and the token, which the agent knows; ``cwd``: where the launcher was
+    started, for paths in the job; ``code``: the files of the job's code, with digests.
+    """
+
+    type: Literal["job_given"] = "job_given"
+    agent: Handle
+    host: Handle
+    boot: dict[str, Any]
+    job_digest: str
+    cwd: str
+    code: dict[str, str]
 
 
 class Start(Message):
@@ -30,7 +61,7 @@ class Start(Message):
     """
 
     type: Literal["start"] = "start"
-    worker: Name
+    worker: Handle
     rank: Count
     local_rank: Count = 0
     round: int = Field(1, ge=1)
@@ -40,7 +71,7 @@ class Kill(Message):
     """To an agent: send ``signal`` to this worker, after having it write its ``stacks`` to its log."""
 
     type: Literal["kill"] = "kill"
-    worker: Name
+    worker: Handle
     stacks: bool = False
     signal: int = Field(9, ge=1, le=64)
 
@@ -57,7 +88,7 @@ class Exited(Message):
     """From an agent: a worker process has been reaped. ``signal`` is 0 unless a signal ended it."""
 
     type: Literal["exited"] = "exited"
-    worker: Name
+    worker: Handle
     code: Exit
     signal: Exit
 
@@ -86,5 +117,5 @@ class StopAsked(Message):
     signal: int = Field(ge=1, le=64)
 
 
-FromAgent = Union[AgentHello, Exited, LoadFailed, Notice, StopAsked, Beat]
-ToAgent = Union[Start, Kill, End]
+FromAgent = Union[AgentHello, JobAsk, Exited, LoadFailed, Notice, StopAsked, Beat]
+ToAgent = Union[JobGiven, Start, Kill, End]

@@ -23,7 +23,11 @@ Words = Annotated[str, BeforeValidator(_shortened)]
 """A text for people, shortened to MAX_WORDS."""
 
 Name = Annotated[str, Field(max_length=200)]
-"""The name of an agent, of a worker, or of something measured."""
+"""The name of something measured, and the like."""
+
+Handle = Annotated[str, Field(max_length=200, pattern=r"^[^/\\\x00-\x1f\x7f.][^/\\\x00-\x1f\x7f]*$")]
+"""Who somebody is: an agent, a worker, a host. It becomes part of the names of files and processes and of lines of logs:
+so it leads out of no directory, and has no control characters."""
 
 OWN_EVENTS = frozenset({"started", "ended", "rewound", "stop_requested", "worker_lost", "stall", "resize", "rollback",
                         "round"})
@@ -57,7 +61,7 @@ class Beat(Message):
     """From a worker or an agent: alive. ``step``: committed steps; ``ticks`` grows with everything that gets done.
 
     ``waiting``: it waits for the others in a collective operation. ``slowest``: the longest recent time between two
-    ticks, seconds.
+    ticks, seconds. ``stamp``: the time by the worker's own clock, which the answer repeats; 0 asks for none.
     """
 
     type: Literal["beat"] = "beat"
@@ -65,3 +69,4 @@ class Beat(Message):
     ticks: Count = 0
     waiting: bool = False
     slowest: Seconds = 0.0
+    stamp: Seconds = 0.0

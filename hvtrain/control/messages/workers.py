@@ -6,14 +6,14 @@ from typing import Any, Literal, Union
 
 from pydantic import Field
 
-from hvtrain.control.messages.base import Beat, Count, Event, Exit, Message, Name, Seconds, Words
+from hvtrain.control.messages.base import Beat, Count, Event, Exit, Handle, Message, Name, Seconds, Words
 
 
 class WorkerHello(Message):
     """First message of a worker; ``again`` if it has lost its connection and is back."""
 
     type: Literal["worker_hello"] = "worker_hello"
-    worker: Name
+    worker: Handle
     pid: Count
     again: bool = False
 
@@ -110,11 +110,13 @@ class Seat(Message):
     local_size: int = Field(ge=1)
     cross_rank: int = Field(ge=0)
     cross_size: int = Field(ge=1)
-    host: str
+    host: Handle
     rendezvous_host: str
     rendezvous_port: int = Field(ge=1, le=65535)
     interface: str
+    secret: str = Field(default="", max_length=128, repr=False)  # of which auth.round_secret makes the round's
     fresh: bool = True  # no step has been taken in this job yet
+    first: bool = True  # by this coordinator; fresh is also by the one that it takes over from
 
 
 class Stop(Message):
@@ -147,5 +149,12 @@ class Dismiss(Message):
     reason: Words = ""
 
 
+class Heard(Message):
+    """To a worker: its beat with this ``stamp`` has come, and it counts as a worker of the job."""
+
+    type: Literal["heard"] = "heard"
+    stamp: Seconds
+
+
 FromWorker = Union[WorkerHello, Ready, Formed, Stepped, Leaving, Report, Finished, Failed, Beat]
-ToWorker = Union[Seat, Pause, Stop, Cut, Dismiss]
+ToWorker = Union[Seat, Pause, Stop, Cut, Dismiss, Heard]

@@ -15,6 +15,7 @@ class Stranger:
 
     def __init__(self, sock: socket.socket, address: str, token: str, deadline: float):
         self.sock, self.address, self.token, self.deadline = sock, address, token, deadline
+        self.host = address.rpartition(":")[0]
         self._nonce = auth.challenge()
         self._heard = b""
 

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import selectors
 import socket
 import time
+from collections import Counter
 from typing import Any, Mapping
 
 from hvtrain.checkpoint.blob import Blob
+from hvtrain.control.refusals import Refusals
 from hvtrain.engine.breaker import Breaker
 from hvtrain.engine.handover import wire
 from hvtrain.engine.handover.guest import Guest, Stranger
 from hvtrain.errors import EnvironmentNotReady, RoundBroken
 
-log = logging.getLogger(__name__)
-
 MOST_STRANGERS = 64
-"""Connections that have not proven anything yet; with one more, the oldest is dropped."""
+"""Connections that have not proven anything yet; with one more, the oldest of the host that has the most is dropped: so a
+crowd keeps out itself only."""
 _BACKLOG = 256
 
 
@@ -101,6 +101,7 @@ class _Service:
         self._missing, self._timeout, self._message = receivers, timeout, message
         self._begun = time.monotonic()
         self._strangers: list[Stranger] = []  # oldest first
+        self._refusals = Refusals(" to the giver of state")
         self._guests: list[Guest] = []
         self._sent = 0
         self._selector = selectors.DefaultSelector()
@@ -138,7 +139,7 @@ class _Service:
             if not self._strangers:
                 raise EnvironmentNotReady(f"Cannot accept a receiver of the training state: {error}.",
                                           "ulimit -n 65536") from None
-            self._drop(self._strangers[0], "it has proven nothing and descriptors ran out")
+            self._drop(self._crowded_out(), "it has proven nothing and descriptors ran out")
             return
         stranger = Stranger(sock, f"{address[0]}:{address[1]}", self._token, time.monotonic() + self._timeout)
         self._strangers.append(stranger)
@@ -146,7 +147,7 @@ class _Service:
         if not stranger.greet():
             self._drop(stranger, "it was gone before it was greeted")
         elif len(self._strangers) > MOST_STRANGERS:
-            self._drop(self._strangers[0], "there are too many that have proven nothing")
+            self._drop(self._crowded_out(), "there are too many that have proven nothing")
 
     def _hear(self, stranger: Stranger) -> None:
         if stranger.sock.fileno() < 0:
@@ -177,8 +178,14 @@ class _Service:
             if guest.all_sent:
                 self._selector.modify(guest.sock, selectors.EVENT_READ, guest)
 
+    def _crowded_out(self) -> Stranger:
+        """The oldest stranger of the host that has the most."""
+        counts = Counter(each.host for each in self._strangers)
+        host = max(counts, key=lambda each: counts[each])
+        return next(each for each in self._strangers if each.host == host)
+
     def _drop(self, stranger: Stranger, why: str) -> None:
-        log.warning("a connection from %s to the giver of state was dropped: %s", stranger.address, why)
+        self._refusals.log(stranger.address, why)
         self._strangers.remove(stranger)
         self._selector.unregister(stranger.sock)
         stranger.sock.close()

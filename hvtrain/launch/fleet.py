@@ -1,0 +1,117 @@
+"""The hosts of a job that runs: each has its agent (:mod:`.member`), and a script of the user's may name others."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Sequence
+
+from hvtrain.control.client import Address
+from hvtrain.control.coordinator import Coordinator
+from hvtrain.launch import contact as contacts
+from hvtrain.launch.contact import Contact, Met, Party
+from hvtrain.launch.discovery import Script
+from hvtrain.launch.hosts import HostSlots, change
+from hvtrain.launch.joblaunch import JobLaunch
+from hvtrain.launch.member import Member
+from hvtrain.launch.ssh import Trouble
+
+
+class Fleet:
+    """All hosts of a job."""
+
+    coordinator: Coordinator
+
+    def __init__(self, launch: JobLaunch, contact: Contact, party: Party, script: Script | None):
+        self.launch, self.over = launch, False
+        self._contact, self._party, self._script = contact, party, script
+        self._members: dict[HostSlots, Member] = {}
+        self._leaving: dict[str, asyncio.Task] = {}  # by the name of the host
+        self._tasks: list[asyncio.Task] = []
+        self._numbers, self._short = 0, False
+
+    async def start(self, address: Address, coordinator: Coordinator) -> None:
+        """Start the agents of all hosts that were met, and look for others, if there is a script to ask."""
+        self._address, self.coordinator = address, coordinator
+        for host in [*self._party.met, *(host for host in self._party.troubles if host not in self._party.met)]:
+            self._add(host, self._party.met.get(host))
+        self._tasks.append(asyncio.create_task(self._until_over()))
+        if self._script is not None:
+            self._tasks.append(asyncio.create_task(self._poll(self._script)))
+
+    def drop(self, name: str) -> None:
+        """The coordinator has given an agent up."""
+        for member in self._members.values():
+            if member.name == name:
+                member.give_up()
+
+    async def end(self) -> None:
+        """End all agents with the job."""
+        self.over = True
+        for task in self._tasks:
+            task.cancel()
+        if not self._members:
+            await self._party.close()
+        await asyncio.gather(*(member.end() for member in self._members.values()), *self._leaving.values())
+
+    async def meet(self, host: HostSlots) -> Met | Trouble:
+        """A host that comes later, if it can take part."""
+        found = await self._contact.meet(host)
+        if not isinstance(found, Met):
+            return found
+        troubles = self._contact.judge(found)
+        if not troubles and not await contacts.reaches(found, self._address.host, self._address.port):
+            troubles = [Trouble(f"it does not reach the coordinator at {self._address.host} port {self._address.port}",
+                                "let it connect to all TCP ports here", True)]
+        if troubles:
+            await found.link.close()
+            return troubles[0]
+        return found
+
+    def record(self, member: Member, met: Met) -> dict:
+        """What the agent is told: its job."""
+        job, host = self.launch.job, member.host
+        boot = self.launch.boot(self._address, host.slots)
+        if job.launch.threads == "auto":
+            boot = replace(boot, threads=max(1, int(met.report.get("cores", 1)) // host.slots))
+        return {"boot": boot.to_json(), "name": member.name, "host": host.name.rpartition("@")[2], "slots": host.slots,
+                "job_digest": self.launch.digest}
+
+    def note(self, event: str, host: HostSlots, text: str, **more: str) -> None:
+        """Something that happened to a host, for people and for events.jsonl."""
+        if not self.over:
+            self.coordinator.note(event, host=host.name, slots=host.slots, text=text, **more)
+
+    def _add(self, host: HostSlots, met: Met | None) -> None:
+        self._members[host] = Member(self, host, self._numbers)
+        self._numbers += 1
+        self._members[host].begin(met, self._leaving.get(host.name))
+
+    async def _until_over(self) -> None:
+        await self.coordinator.wait()
+        self.over = True
+
+    # Hosts that come and go ------------------------------------------------------------------------------------
+    async def _poll(self, script: Script) -> None:
+        while True:
+            await asyncio.sleep(self.launch.job.launch.discovery_interval.seconds)
+            found = await script.look_again(lambda text: self.coordinator.note("discovery_failed", text=text))
+            if found is not None:
+                self._follow(found)
+
+    def _follow(self, hosts: Sequence[HostSlots]) -> None:
+        least = self.launch.job.elastic.min_workers
+        differs = change(self._members, hosts)
+        if sum(host.slots for host in hosts) < least:
+            if differs.left and not self._short:
+                self.coordinator.note("discovery_short", text=f"{self._script.command} names too few slots for "
+                                      f"elastic.min_workers ({least}); the hosts stay until it names others")
+            self._short = True
+            return
+        self._short = False
+        for host in differs.left:
+            self.note("host_left", host, "the discovery script does not name it any more")
+            self._leaving[host.name] = asyncio.create_task(self._members.pop(host).leave())
+        for host in differs.new:
+            self.note("host_found", host, "the discovery script names it")
+            self._add(host, None)
