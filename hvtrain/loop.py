@@ -208,8 +208,7 @@ class Loop:
         with tracing.span(tracing.COMPUTE, "optimizer"):
             applied = adapter.apply(progress.step, self._horizon.factor(progress))
         progress.step += 1
-        progress.position = data.after
-        progress.flags, progress.settled = reduced.flags, False
+        progress.position, progress.flags, progress.settled = data.after, reduced.flags, False
         self._keeper.committed(progress, self._session.round)
         self._session.at(progress.step)
         probe.reached("committed")

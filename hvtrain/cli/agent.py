@@ -13,7 +13,7 @@ import click
 @click.option("--token-file", type=click.Path(dir_okay=False), metavar="FILE",
               help="File with the job's token. Left out: $HVTRAIN_TOKEN, or it is asked for.")
 @click.option("--name", default="", metavar="NAME", help="Name of this agent; left out, it is given one.")
-@click.option("--code", type=click.Path(exists=True, file_okay=False), metavar="DIRECTORY",
+@click.option("--code", type=click.Path(exists=True, file_okay=False, resolve_path=True), metavar="DIRECTORY",
               help="The directory with the job's code, where it is not the same one as on the coordinator's host.")
 @click.option("--wait", default="5m", show_default=True, metavar="TIME",
               help="How long to look for a coordinator that is not there, or not any more.")

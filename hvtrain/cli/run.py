@@ -54,6 +54,8 @@ def run(job: str | None, overrides: tuple[str, ...], workers: int | None, slots:
         overrides = (*((job,) if job else ()), *overrides)
         files = ("hostfile", "ssh_identity_file")
         hosts |= {key: os.path.abspath(hosts[key]) for key in files if hosts[key] is not None}
+        script = hosts["host_discovery_script"]  # may be a program that is found on the path
+        hosts |= {"host_discovery_script": os.path.abspath(script)} if script and os.path.exists(script) else {}
         plan = os.path.abspath(plan) if plan is not None else None
         source: Source = run_source.of_run(former)  # goes where the run was started
     else:
@@ -62,10 +64,11 @@ def run(job: str | None, overrides: tuple[str, ...], workers: int | None, slots:
     overrides = (*overrides, *run_hosts.overrides(hosts, workers))
     framework = source.framework(overrides)
     if "HOROVOD_RANK" in os.environ and "HOROVOD_GLOO_RENDEZVOUS_PORT" in os.environ:
+        run_tasks.refuse("horovodrun", **{"--slots": slots, "-H": run_hosts.are_named(hosts) or None})
         return _under_horovodrun(source, overrides, workers, framework, plan)
     task = tasks.of_environment()
     if task is not None:
-        run_tasks.refuse(task, **{"--slots": slots, "-H": run_hosts.are_named(hosts) or None})
+        run_tasks.refuse(task.launcher, **{"--slots": slots, "-H": run_hosts.are_named(hosts) or None})
         return run_tasks.start(source.path, task, lambda more: source.load([*overrides, *more], framework),
                                framework=framework, workers=workers, plan=plan)
     if run_hosts.are_named(hosts):

@@ -9,13 +9,13 @@ from dataclasses import replace
 from typing import Any, Callable
 
 
-def refuse(task: Any, **given: Any) -> None:
-    """Raise UsageError for options that were ``given`` though the launcher has decided."""
+def refuse(launcher: str, **given: Any) -> None:
+    """Raise UsageError for options that were ``given`` though the ``launcher`` has decided."""
     from hvtrain.errors import UsageError
 
     for option, value in given.items():
         if value is not None:
-            raise UsageError(f"{task.launcher} has started {task.size} tasks, each of which is a slot; leave {option} out")
+            raise UsageError(f"{launcher} has started these processes, each of which is a slot; leave hvtrain's {option} out")
 
 
 def start(path: str, task: Any, load: Callable[[list[str]], tuple[Any, Any]], *, framework: str, workers: int | None,
@@ -33,7 +33,7 @@ def start(path: str, task: Any, load: Callable[[list[str]], tuple[Any, Any]], *,
         from hvtrain.launch.joblaunch import command_line, prepare
         from hvtrain.launch.settling import stages_of
 
-        refuse(task, **{"-np": None if workers == task.size else workers})
+        refuse(task.launcher, **{"-np": None if workers == task.size else workers})
         job, given = load(["launch.workers=null"])
         count = max(1, task.size // (stages_of(job) or 1))
         interface, address = _listening(task)

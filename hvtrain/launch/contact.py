@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import secrets
 import socket
@@ -46,7 +47,8 @@ FORWARDED = ("OMP_", "MKL_", "OPENBLAS_", "NCCL_", "GLOO_", "CUDA_", "TF_", "XLA
              "HOROVOD_", "HVTRAIN_", "PYTHON", "LD_LIBRARY_PATH")
 """Variables of this environment that begin so go to all hosts, over standard input."""
 
-SECRET = ("HVTRAIN_TOKEN",)
+SECRET = ("_TOKEN", "_KEY", "_SECRET", "_PASSWORD")
+"""... unless they end so: hosts get them before they have been found well."""
 
 
 @dataclass
@@ -283,7 +285,8 @@ async def _is_here(name: str) -> bool:
     except (OSError, asyncio.TimeoutError, UnicodeError):
         return False
     own = {address for there in network.addresses().values() for address in there}
-    return any(entry[4][0] in own for entry in found)
+    # Debian's /etc/hosts gives a host's own name an address that no interface has, 127.0.1.1.
+    return any(entry[4][0] in own or ipaddress.ip_address(entry[4][0].split("%")[0]).is_loopback for entry in found)
 
 
 def _python_path() -> dict[str, str]:
@@ -296,5 +299,5 @@ def _python_path() -> dict[str, str]:
 
 
 def _environment() -> dict[str, str]:
-    found = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED) and name not in SECRET}
+    found = {name: value for name, value in os.environ.items() if name.startswith(FORWARDED) and not name.endswith(SECRET)}
     return {**found, **_python_path()}

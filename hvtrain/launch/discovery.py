@@ -16,7 +16,7 @@ SCRIPT_SECONDS = 30.0
 """A script that takes longer is ended, and counts as failed."""
 
 MOST_BYTES = 1 << 20
-"""Nobody has so many hosts; more of the output is not read."""
+"""Nobody has so many hosts; what comes after that is not looked at."""
 
 
 class Script:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 
 from hvtrain.errors import EnvironmentNotReady
@@ -75,6 +76,9 @@ def own(host: str) -> tuple[str, str]:
         for address in there:
             if address in meant:
                 return name, address
+    if all(ipaddress.ip_address(address).is_loopback for address in meant):  # Debian: 127.0.1.1 is the host's own name
+        name = outward()
+        return name, address_of(name)
     have = ", ".join(address for name in found for address in found[name])
     raise EnvironmentNotReady(f"{host} ({', '.join(sorted(meant))}) is not this host, {socket.gethostname()}, which has "
                               f"{have}.")

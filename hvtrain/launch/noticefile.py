@@ -24,6 +24,9 @@ from hvtrain.launch import tokens
 FILE = ".coordinator"
 VARIABLE = "HVTRAIN_COORDINATOR"
 
+CLOCKS_SECONDS = 5.0
+"""So much the clock of the disk's host may be behind this one's."""
+
 OLD_SECONDS = 60.0
 """Where the launcher gives its jobs no names: a file so much older than this process is another job's."""
 
@@ -51,8 +54,8 @@ class NoticeFile:
             entry = json.loads(tokens.kept(self._path) or "null")
             if entry["job"] != self._name:
                 return None
-            if "over" in entry:
-                return int(entry["over"])
+            if "over" in entry:  # not that of a former start under the same name, which the first task has yet to remove
+                return int(entry["over"]) if self._path.stat().st_mtime >= self._since - CLOCKS_SECONDS else None
             return Address(str(entry["host"]), int(entry["port"]), str(entry["token"]), entry["tls"] is True)
         except (OSError, ValueError, KeyError, TypeError):
             return None

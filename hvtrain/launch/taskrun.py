@@ -12,11 +12,13 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any, Mapping
 
 from hvtrain import failure
 from hvtrain.checkpoint.memory import SharedSnapshots
+from hvtrain.config import Job
 from hvtrain.config.rules import conflicts
 from hvtrain.control import asking, guests, messages, versions
 from hvtrain.control.agent import Agent
@@ -26,6 +28,7 @@ from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
 from hvtrain.control.events import JobFailed
 from hvtrain.control.warmstart import WarmProcess
+from hvtrain.engine.machine import cores
 from hvtrain.errors import ConfigError, EnvironmentNotReady, ExitCode, HvtrainError, Problem, UsageError
 from hvtrain.launch import measurer, noticefile, settling, tokens
 from hvtrain.launch.groups import Groups
@@ -69,10 +72,19 @@ class _Task:
         leads = self._groups.leads(task.local_rank, task.local_size)
         if not leads:
             self._dismiss_warm()
-        boot = replace(boot, threads=threads_each(boot.job, max(1, self._groups.count(task.local_size))))
+        boot = replace(boot, threads=self._threads(boot.job))
         return Agent(boot, self._warm if leads else None, name=f"{task.rank:04d}@{host}", host=host, slots=int(leads),
                      job_digest=digest, memory=self._memory, lock=rundir.share(boot.run_dir),
                      rejoin=boot.job.elastic.coordinator_timeout.seconds)  # nobody starts the first task again
+
+    def _threads(self, job: Job) -> int:
+        """CPU threads of this task's worker."""
+        task = self._task
+        shared = threads_each(job, max(1, self._groups.count(task.local_size)))
+        if job.launch.threads != "auto":
+            return shared
+        # Where the launcher binds each task to processors of its own, these are not to be divided again.
+        return max(shared, min(cores(), task.processors * self._groups.stages))
 
     def _dismiss_warm(self) -> None:
         self._warm.process.kill()
@@ -97,10 +109,12 @@ class _First(_Task):
                                     token=self._token, drawn=self._token is None, open_to_all=self._task.hosts > 1)
         except HvtrainError as error:
             self._dismiss_warm()
-            self._notice.write_end(int(error.exit_code))
+            with suppress(OSError):  # a full disk must not hide what was wrong
+                self._notice.write_end(int(error.exit_code))
             raise
         await asyncio.gather(self._serving, return_exceptions=True)
-        self._notice.remove()
+        with suppress(OSError):
+            self._notice.remove()
         return code
 
     def _prepared(self) -> JobLaunch:

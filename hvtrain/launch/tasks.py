@@ -8,6 +8,7 @@ size       OMPI_COMM_WORLD_SIZE        PMI_SIZE                  SLURM_STEP_NUM_
 on a host  OMPI_COMM_WORLD_LOCAL_RANK  MPI_LOCALRANKID           SLURM_LOCALID
            OMPI_COMM_WORLD_LOCAL_SIZE  MPI_LOCALNRANKS           SLURM_STEP_TASKS_PER_NODE[NODEID]
 the job    PMIX_NAMESPACE              (none)                    SLURM_JOB_ID, SLURM_STEP_ID
+cores                                                            SLURM_CPUS_PER_TASK (srun -c)
 =========  ==========================  ========================  ==============================
 
 A batch script of Slurm has SLURM_PROCID and SLURM_LOCALID too, though no srun has started it; what it does not have is
@@ -26,7 +27,10 @@ from hvtrain.errors import EnvironmentNotReady
 
 @dataclass(frozen=True)
 class Task:
-    """``name`` is that of the launcher's job, the same for all of its tasks and for no other job; "" if it has none."""
+    """``name`` is that of the launcher's job, the same for all of its tasks and for no other job; "" if it has none.
+
+    ``processors``: how many each task has been given; 0 if the launcher does not say.
+    """
 
     launcher: str
     rank: int
@@ -34,6 +38,7 @@ class Task:
     local_rank: int
     local_size: int
     name: str = ""
+    processors: int = 0
 
     @property
     def hosts(self) -> int:
@@ -84,7 +89,8 @@ def _slurm(env: Mapping[str, str]) -> Task | None:
     local = tasks_per_node(env["SLURM_STEP_TASKS_PER_NODE"])[int(env.get("SLURM_NODEID", "0"))]
     again = env.get("SLURM_RESTART_COUNT", "0")  # a job that is queued again keeps its number
     name = f"srun {env['SLURM_JOB_ID']}.{env['SLURM_STEP_ID']}.{again}"
-    return Task("srun", int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), local, name)
+    return Task("srun", int(env["SLURM_PROCID"]), size, int(env["SLURM_LOCALID"]), local, name,
+                int(env.get("SLURM_CPUS_PER_TASK", "0")))
 
 
 def tasks_per_node(text: str) -> list[int]:

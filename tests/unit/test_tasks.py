@@ -68,6 +68,9 @@ def test_the_file_is_for_this_user_alone_and_for_this_job_alone(tmp_path):
     assert NoticeFile(tmp_path / "run", "mpirun 2").read() is None, "what a former mpirun job has left behind"
     first.write_end(3)
     assert first.read() == 3 and NoticeFile(tmp_path / "run", "mpirun 2").read() is None
+    before = time.time() - 60
+    os.utime(tmp_path / "run" / noticefile.FILE, (before, before))
+    assert first.read() is None, "a former start in the same container, whose Open MPI gives the same name again, failed"
     first.remove()
     first.remove()
     assert first.read() is None
