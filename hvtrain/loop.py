@@ -133,8 +133,7 @@ class Loop:
         standing = self._progress.step if self._recovery.holds_state else -1
         self._world = self._session.enter(self._outline(), standing, reason)
         self._adapter.join(self._world)
-        first = not self._recovery.holds_state
-        old_size = self._recovery.size
+        first, old_size = not self._recovery.holds_state, self._recovery.size
         self._progress = self._recovery.run(self._world, self._progress)
         self._horizon.resize(self._world.size)
         self._progress.position = self._horizon.sampler.next(self._progress.position, 0)
@@ -244,6 +243,7 @@ class Loop:
         self._keeper.keep(progress, self._world)
         if not last and progress.flag(PAUSE):
             progress.flags = ()  # done with: the next round begins here
+            self._saver.settle()  # this worker may not be in it
             raise RoundPaused("all members pause here, for another round")
         return last
 
@@ -288,7 +288,7 @@ class Loop:
                 self._saver.save(self._progress, self._recovery.size or 1, wait=True)
                 self._saved_at_end = self._progress.step
             self._saver.close()
-        except CheckpointError as failure:
+        except (CheckpointError, OSError) as failure:
             log.error("the last step could not be saved: %s", failure)
 
     def _emit(self, hook: str, *arguments: Any, metrics: Mapping[str, float] | None = None) -> None:

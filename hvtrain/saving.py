@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
+import threading
 import time
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ContextManager, Sequence
+from typing import Any, Iterator, Sequence
 
 from hvtrain import probe
 from hvtrain.adapters.base import Adapter
 from hvtrain.callbacks import Callback
 from hvtrain.checkpoint.background import BackgroundWriter
-from hvtrain.checkpoint.fence import Fence
+from hvtrain.checkpoint import fence as fences
+from hvtrain.checkpoint.fence import LOCK_SECONDS, Fence
 from hvtrain.checkpoint.policy import Retention
 from hvtrain.checkpoint.snapshot import Snapshot
 from hvtrain.checkpoint.store import Store
 from hvtrain.checkpoint.writer import Written
 from hvtrain.config import Job
 from hvtrain.engine.world import World
-from hvtrain.errors import CheckpointDamaged, CheckpointMissing, Diverged
+from hvtrain.errors import CheckpointDamaged, CheckpointMissing, Diverged, GivenUp, RoundBroken, WorkersLost
 from hvtrain.progress import Progress
 from hvtrain.session import Session
 
@@ -43,7 +44,7 @@ class Saver:
         self._job, self._adapter, self._callbacks, self._session = job, adapter, callbacks, session
         self._config = job.checkpoint
         self._store = Store(checkpoint_directory(job))
-        self._fence = Fence(self._store.directory, session.job_id) if session.job_id else None
+        self._fence, self._fenced = Fence(self._store.directory), 0  # the round that the fence was raised to
         self._writer: BackgroundWriter | None = None
         self._last_time = time.monotonic()
         self._saved_step = -1
@@ -51,19 +52,50 @@ class Saver:
     def enter_round(self) -> None:
         """From now on nobody of a former round writes checkpoints; for rank 0, before anything is loaded.
 
+        A disk that hangs keeps no round from being formed: the fence is then raised before the next checkpoint.
         Raises RoundBroken or WorkersLost where it is this round that is over (:meth:`Fence.raise_to`).
         """
-        if self._fence is None or self._config.every is None:
+        if not self._session.job_id or self._config.every is None:
             return
-        try:
-            self._store.directory.mkdir(parents=True, exist_ok=True)
-            self._fence.raise_to(self._session.round, first=self._session.first)
-        except OSError as error:  # the first checkpoint will fail the same way, and say it
-            log.warning("the checkpoints in %s cannot be fenced: %s", self._store.directory, error)
+        outcome: list[BaseException | None] = []
 
-    def _passage(self) -> ContextManager[None]:
+        def attempt() -> None:
+            try:
+                self._store.directory.mkdir(parents=True, exist_ok=True)
+                self._raise_fence()
+                outcome.append(None)
+            except BaseException as error:  # noqa: BLE001 - carried over to the training thread
+                outcome.append(error)
+
+        thread = threading.Thread(target=attempt, daemon=True, name="fence")
+        thread.start()
+        thread.join(2 * LOCK_SECONDS)
+        error = outcome[0] if outcome else OSError(f"no answer from the disk within {2 * LOCK_SECONDS:g} s")
+        if isinstance(error, OSError):
+            log.warning("the checkpoints in %s cannot be fenced yet: %s", self._store.directory, error)
+        elif error is not None:
+            raise error
+
+    def _raise_fence(self) -> None:
+        session = self._session
+        number = session.round
+        self._fence.raise_to(session.job_id, number, first=session.first)
+        self._fenced = number
+
+    @contextmanager
+    def _passage(self) -> Iterator[None]:
         """By the round that this worker is in when the checkpoint is complete, whenever it was begun."""
-        return self._fence.passage(self._session.round) if self._fence is not None else nullcontext()
+        session = self._session
+        if not session.job_id:
+            yield
+            return
+        if session.rank == 0 and self._fenced != session.round:  # the disk did not answer when it was begun
+            try:
+                self._raise_fence()
+            except (RoundBroken, WorkersLost) as error:
+                raise GivenUp(str(error)) from None
+        with self._fence.passage(session.job_id, session.round):
+            yield
 
     def due(self, progress: Progress, *, epoch_end: bool) -> bool:
         """Whether ``checkpoint.every`` asks for a checkpoint after this step (time is seen to elsewhere)."""
@@ -98,7 +130,10 @@ class Saver:
             self._writer.submit(self.snapshot(progress, world_size), timeout=self._job.launch.stop_timeout.seconds)
             probe.reached("checkpoint")
         if wait:
-            self._writer.wait(self._job.launch.stop_timeout.seconds)
+            self.settle()
+            if self._writer.given_up == progress.step:
+                self._saved_step = -1
+                raise GivenUp(f"the checkpoint of step {progress.step} is not kept: the job has gone on without this worker")
 
     def save_alone(self, progress: Progress, world_size: int) -> bool:
         """Save without anybody to say which rank is to: the first of those that share the directory; True if it was us.
@@ -108,18 +143,19 @@ class Saver:
         deadline = time.monotonic() + self._job.launch.stop_timeout.seconds
         self._store.directory.mkdir(parents=True, exist_ok=True)
         with open(self._store.directory / ".alone.lock", "a") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    if time.monotonic() > deadline:
-                        return False
-                    time.sleep(0.02)
+            while not fences.lock(lock.fileno()):
+                if time.monotonic() > deadline:
+                    return False
+                time.sleep(0.02)
             if (self.newest_step() or 0) >= progress.step:
                 return False
             self.save(progress, world_size, wait=True)
             return True
+
+    def settle(self) -> None:
+        """Wait for what is being written, at most ``launch.stop_timeout``, and raise its error."""
+        if self._writer is not None:
+            self._writer.wait(self._job.launch.stop_timeout.seconds)
 
     def close(self) -> None:
         """Wait for what is being written and raise its error. May be used again after that."""
@@ -134,6 +170,8 @@ class Saver:
     def catch_up(self, progress: Progress, world: World) -> None:
         """Save now if the last checkpoint that was due never became durable: who wrote it may be gone."""
         due = self._last_due(progress)
+        if self._writer is not None and self._writer.given_up == self._saved_step:
+            self._saved_step = -1
         if world.rank == 0 and progress.settled and due > self._saved_step and due > (self.newest_step() or 0):
             self.save(progress, world.size)
 

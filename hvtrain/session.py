@@ -24,8 +24,9 @@ class Session(Protocol):
     """
 
     round: int
+    rank: int  # in that round
     first: bool  # no round of this job has come as far as to train before
-    job_id: str  # distinguishes the starts of a run, "" where nobody else can be there
+    job_id: str  # what the checkpoints' fence calls this start of the run, "" where nobody else can be there
     elastic: bool
     fresh: bool
     address: str
@@ -83,7 +84,7 @@ class Session(Protocol):
 class QuietSession:
     """A session of one process that tells nobody; also the base of those that tell somebody."""
 
-    round = 1
+    round, rank = 1, 0
     elastic = False
     fresh = first = True
     address = token = job_id = ""

@@ -31,6 +31,7 @@ class BackgroundWriter:
         self._store, self._retention, self._on_written, self._passage = store, retention, on_written, passage
         self._thread: threading.Thread | None = None
         self._step = -1
+        self.given_up = -1  # the step of the latest snapshot that was not let through
         self._error: BaseException | None = None
         self._closed = False
 
@@ -94,6 +95,7 @@ class BackgroundWriter:
             if self._retention is not None:
                 self._store.prune(self._retention)
         except GivenUp as error:
+            self.given_up = snapshot.step
             _log.warning("%s", error)
         except BaseException as error:  # carried over to the training thread
             self._error = error

@@ -113,18 +113,17 @@ def _publish(store: Store, workspace: temporary.Workspace, manifest: Manifest,
         plain = all(path == final for path in older)
         try:
             with passage():
-                if plain and not os.path.lexists(final):
+                new = plain and not os.path.lexists(final)
+                exchanged = not new and plain and exchange(workspace.path, final)
+                if new:
                     os.rename(workspace.path, final)
-                    sync_directory(store.directory)
-                    return final, None
-                exchanged = plain and exchange(workspace.path, final)
-                if exchanged:
-                    sync_directory(store.directory)
-                else:
+                elif not exchanged:
                     target = _next_revision(store, manifest.step)
                     os.rename(workspace.path, target)
-            if exchanged:
-                remove_tree(workspace.path)  # by now the older one
+            if new or exchanged:
+                sync_directory(store.directory)
+                if exchanged:
+                    remove_tree(workspace.path)  # by now the older one
                 return final, None
         except OSError as error:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):  # another writer took the name just now

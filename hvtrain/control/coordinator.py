@@ -9,6 +9,7 @@ import time
 from dataclasses import replace
 from typing import Any, Awaitable, Callable
 
+from hvtrain.checkpoint import fence
 from hvtrain.control import auth, events, membership, messages, news, overview, seats
 from hvtrain.control.causes import OBSERVED, Cause
 from hvtrain.control.chronicle import Chronicle, Observer
@@ -49,11 +50,10 @@ class Coordinator:
         self._digest, self._observer, self._on_drop = job_digest, observer, on_drop
         self._state = State(wanted=wanted, limits=limits, follow=follow, since=time.monotonic())
         self._chronicle = Chronicle(observer, time.monotonic)
-        self._door = Door(self, address=host, token=token, client_token=self.client_token, port=port,
-                          tls=tls)
+        self._door = Door(self, address=host, token=token, client_token=self.client_token, port=port, tls=tls)
         self._guests = Guests(self._door.knows, offer)
         self._rendezvous: Rendezvous | None = None
-        self._token = token
+        self._token, self._job = token, fence.new_job()
         self._places: set[str] = set()  # addresses of the round's members
         self._over: asyncio.Future[Cause] = asyncio.get_running_loop().create_future()
         self._inbox: asyncio.Queue[events.Event] = asyncio.Queue()
@@ -200,7 +200,8 @@ class Coordinator:
         port = await self._rendezvous.start()
         first = action.fresh
         action = replace(action, fresh=first and not self.takes_over)
-        places = seats.assign(action, rendezvous=(self.host, port), interface=self.interface, secret=nonce, first=first)
+        places = seats.assign(action, rendezvous=(self.host, port), interface=self.interface, secret=nonce, first=first,
+                              job=self._job)
         await asyncio.gather(*(self._door.send(action.members[seat.rank][0], seat) for seat in places))
 
     def _is_members(self, address: str) -> bool:

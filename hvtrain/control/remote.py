@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from typing import Any, Iterator, Mapping
 
 from hvtrain import probe
-from hvtrain.checkpoint.fence import job_id
 from hvtrain.control import auth, messages
 from hvtrain.control.boot import Boot
 from hvtrain.control.client import ThreadedLink
@@ -39,7 +38,6 @@ class RemoteSession(QuietSession):
         elastic = boot.job.elastic
         self._boot = boot
         self.elastic, self.token = elastic.enabled, boot.coordinator.token
-        self.job_id = job_id(self.token, boot.start)
         self.round, self.rank, self.size, self.fresh = 0, 0, 1, True
         self._inbox: queue.Queue[messages.Message] = queue.Queue()  # Seat, Dismiss, Cut: for the main thread
         self._lock = threading.Lock()
@@ -141,7 +139,7 @@ class RemoteSession(QuietSession):
             secret=auth.round_secret(self.token, seat.secret)), self._boot.job.framework)
         with self._lock:
             self.round, self.rank, self.size, self.fresh = seat.round, seat.rank, seat.size, seat.fresh
-            self.first = seat.first
+            self.first, self.job_id = seat.first, seat.job
             self._first_of_round, self._slowest = True, 0.0
             self._forming = forming
             if self._cut_round >= seat.round or self._dismiss is not None:
@@ -285,6 +283,7 @@ class RemoteSession(QuietSession):
 
     def _on_back(self) -> None:
         log.warning("the connection to the coordinator was lost and is back")
+        self.address = self._link.local_address or self.address
         if self._ready is not None:
             self._link.post(self._ready)
 

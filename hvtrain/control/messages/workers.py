@@ -117,6 +117,7 @@ class Seat(Message):
     secret: str = Field(default="", max_length=128, repr=False)  # of which auth.round_secret makes the round's
     fresh: bool = True  # no step has been taken in this job yet
     first: bool = True  # by this coordinator; fresh is also by the one that it takes over from
+    job: str = Field("", max_length=40)  # what the checkpoints' fence calls it
 
 
 class Stop(Message):
