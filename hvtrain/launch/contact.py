@@ -115,6 +115,8 @@ class Contact:
             await link.open()
         except FileNotFoundError:
             raise EnvironmentNotReady("there is no ssh on this machine.", "apt install openssh-client") from None
+        except OSError as error:
+            return Trouble(f"ssh cannot be started: {error.strerror}", "", True)
         try:
             patience = self._settings.connect + ANSWER_SECONDS
             report = await link.ask("report", patience, nonce=link.nonce, **self._hello())
@@ -124,14 +126,14 @@ class Contact:
             if silent.code is not None:
                 return ssh.trouble(host.name, silent.code, list(link.said), self._settings, sys.executable)
             return Trouble("it was reached, but said nothing", "does a start-up file of the shell there wait for "
-                           f"something? try: ssh {host.name} true", True)
+                           f"something? try: {ssh.typed(host.name, self._settings)} true", True)
         except BaseException:
             link.cut()
             raise
 
     def judge(self, met: Met) -> list[Trouble]:
         assert self.standard is not None
-        return judging.judge(met.host, met.report, self.standard)
+        return judging.judge(met.host, met.report, self.standard, self._settings)
 
     def _hello(self) -> dict[str, Any]:
         launch = self._launch
@@ -201,7 +203,7 @@ class Contact:
 
 
 async def find_network(party: Party, interface: str | None) -> Network:
-    """The address of this machine that all hosts reach, and the hosts each other; who does not is in trouble.
+    """The address of this machine that all hosts reach, and the hosts each other; who stands in the way is in trouble.
 
     Raises EnvironmentNotReady if ``interface`` is not there.
     """
@@ -215,46 +217,39 @@ async def find_network(party: Party, interface: str | None) -> Network:
     listener = probing.Listener()
     try:
         targets = await listener.open([address for _, address in pairs])
-        ways = await _reach(party, others, {host: targets for host in others})
+        ways = await _reach(others, {host: targets for host in others})
     finally:
         listener.close()
     names = {address: name for name, address in pairs}
-    common = [target for number, target in enumerate(targets) if all(way[number] for way in ways.values())]
-    if not common:
-        tried = ", ".join(f"{target.address} ({names[target.address]})" for target in targets) or "none"
-        for host, way in ways.items():
-            reached = [target.address for target, own in zip(targets, way) if own]
-            party.troubles[host].append(Trouble(
-                f"it reaches only {', '.join(reached)} of this machine's addresses ({tried})" if reached else
-                f"it reaches none of this machine's addresses: {tried}",
-                "let it connect to all TCP ports here, or name the network: launch.interface=NAME"))
+    found = [(names[target.address], target.address) for target in targets]
+    chosen, troubles = judging.common(ways, found)
+    for host, trouble in troubles.items():
+        party.troubles[host].append(trouble)
+    if chosen is None:
         return Network(interface or "", "")
-    chosen = common[0]
-    own = {host: way[targets.index(chosen)] or "" for host, way in ways.items()}
-    own.update({host: chosen.address for host, met in party.met.items() if met.here})
+    own = {host: way[chosen] for host, way in ways.items() if host not in troubles}
+    own.update({host: found[chosen][1] for host, met in party.met.items() if met.here})
     await _try_each_other(party, own)
-    return Network(names[chosen.address], chosen.address)
+    return Network(*found[chosen])
 
 
 async def _try_each_other(party: Party, own: Mapping[HostSlots, str]) -> None:
     """Whether the hosts reach each other by the addresses that they reach this machine by."""
-    hosts = list(own)
-    heard = await asyncio.gather(*(_ask(party.met[host], "listening", op="listen", address=own[host])
-                                   for host in hosts))
-    doors = {host: [Target(*target) for target in answer.get("targets", [])] for host, answer in zip(hosts, heard)}
+    heard = dict(zip(own, await asyncio.gather(*(_ask(party.met[host], "listening", op="listen", address=address)
+                                                 for host, address in own.items()))))
+    hosts = [host for host in own if heard[host]]
+    doors = {host: Target(*heard[host]["targets"][0]) for host in hosts if heard[host].get("targets")}
     around = {host: [hosts[(number + step) % len(hosts)] for step in range(1, min(len(hosts), NEIGHBOURS + 1))]
               for number, host in enumerate(hosts)}
-    targets = {host: [target for other in others for target in doors[other]] for host, others in around.items()}
-    ways = await _reach(party, {host: party.met[host] for host in hosts}, targets)
-    for host, way in ways.items():
-        missed = [target.address for target, reached in zip(targets[host], way) if not reached]
-        if missed:
-            party.troubles[host].append(Trouble(f"it does not reach {', '.join(missed[:3])}" + (
-                f" and {len(missed) - 3} more" if len(missed) > 3 else ""),
-                "let the hosts connect to all TCP ports of each other, or name the network: launch.interface=NAME"))
+    tried = {host: [other for other in others if other in doors] for host, others in around.items()}
+    ways = await _reach({host: party.met[host] for host in hosts},
+                        {host: [doors[other] for other in others] for host, others in tried.items()})
+    reached = {host: dict(zip(tried[host], map(bool, way))) for host, way in ways.items()}
+    for host, trouble in judging.apart(reached, own).items():
+        party.troubles[host].append(trouble)
 
 
-async def _reach(party: Party, met: Mapping[HostSlots, Met], targets: Mapping[HostSlots, Sequence[Target]]):
+async def _reach(met: Mapping[HostSlots, Met], targets: Mapping[HostSlots, Sequence[Target]]):
     """For each host, for each of its targets, by which of its addresses it reached it."""
     answers = await asyncio.gather(*(_ask(each, "reached", op="reach", targets=[
         [target.address, target.port, target.nonce] for target in targets[host]]) for host, each in met.items()))

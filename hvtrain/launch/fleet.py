@@ -27,6 +27,7 @@ class Fleet:
         self._contact, self._party, self._script = contact, party, script
         self._members: dict[HostSlots, Member] = {}
         self._leaving: dict[str, asyncio.Task] = {}  # by the name of the host
+        self._machines: dict[str, str] = {host.name: _machine(met) for host, met in party.met.items()}
         self._tasks: list[asyncio.Task] = []
         self._numbers, self._short = 0, False
 
@@ -59,14 +60,14 @@ class Fleet:
         found = await self._contact.meet(host)
         if not isinstance(found, Met):
             return found
-        troubles = self._contact.judge(found)
-        if not troubles and not await contacts.reaches(found, self._address.host, self._address.port):
-            troubles = [Trouble(f"it does not reach the coordinator at {self._address.host} port {self._address.port}",
-                                "let it connect to all TCP ports here", True)]
-        if troubles:
-            await found.link.close()
-            return troubles[0]
-        return found
+        try:
+            trouble = await self._judge(found)
+            if trouble is not None:
+                await found.link.close()
+        except BaseException:
+            found.link.cut()
+            raise
+        return trouble or found
 
     def record(self, member: Member, met: Met) -> dict:
         """What the agent is told: its job."""
@@ -81,6 +82,25 @@ class Fleet:
         """Something that happened to a host, for people and for events.jsonl."""
         if not self.over:
             self.coordinator.note(event, host=host.name, slots=host.slots, text=text, **more)
+
+    async def _judge(self, met: Met) -> Trouble | None:
+        for trouble in self._contact.judge(met):
+            return trouble
+        owner = self._owner(met)
+        if owner is not None:
+            return Trouble(f"the same machine as {owner}", "name it once, with all its slots", True)
+        self._machines[met.host.name] = _machine(met)  # before anything is waited for: its twin may be met just now
+        if await contacts.reaches(met, self._address.host, self._address.port):
+            return None
+        return Trouble(f"it does not reach the coordinator at {self._address.host} port {self._address.port}",
+                       "let it connect to all TCP ports here", True)
+
+    def _owner(self, met: Met) -> str | None:
+        """By which other name the machine takes part, or has not left yet: a second agent there would end the first."""
+        there = {host.name for host in self._members}
+        there |= {name for name, leaving in self._leaving.items() if not leaving.done()}
+        return next((name for name, machine in self._machines.items()
+                     if machine == _machine(met) and name in there and name != met.host.name), None)
 
     def _add(self, host: HostSlots, met: Met | None) -> None:
         self._members[host] = Member(self, host, self._numbers)
@@ -111,7 +131,19 @@ class Fleet:
         self._short = False
         for host in differs.left:
             self.note("host_left", host, "the discovery script does not name it any more")
-            self._leaving[host.name] = asyncio.create_task(self._members.pop(host).leave())
+            before = self._leaving.get(host.name)
+            self._leaving[host.name] = asyncio.create_task(_all_left(self._members.pop(host), before))
         for host in differs.new:
             self.note("host_found", host, "the discovery script names it")
             self._add(host, None)
+
+
+async def _all_left(member: Member, before: asyncio.Task | None) -> None:
+    """A host may be named and not named again while its agent of the first time still leaves."""
+    await member.leave()
+    if before is not None:
+        await before
+
+
+def _machine(met: Met) -> str:
+    return str(met.report.get("machine"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Mapping, Sequence
 
 ALIVE_SECONDS, ALIVE_COUNT = 5, 3
@@ -41,9 +41,18 @@ def command(host: str, remote: str, settings: Settings) -> list[str]:
                "ServerAliveInterval": str(ALIVE_SECONDS), "ServerAliveCountMax": str(ALIVE_COUNT),
                "ControlPath": "none", "ClearAllForwardings": "yes", "RequestTTY": "no", "PermitLocalCommand": "no"}
     words = ["ssh", "-x", *(word for name, value in options.items() for word in ("-o", f"{name}={value}"))]
-    words += ["-p", str(settings.port)] if settings.port is not None else []
-    words += ["-i", settings.identity] if settings.identity is not None else []
-    return [*words, "--", host, remote]
+    return [*words, *options_of(settings), "--", host, remote]
+
+
+def options_of(settings: Settings) -> list[str]:
+    """The port and the key, as ssh and ssh-copy-id take them."""
+    words = ["-p", str(settings.port)] if settings.port is not None else []
+    return [*words, "-i", settings.identity] if settings.identity is not None else words
+
+
+def typed(host: str, settings: Settings) -> str:
+    """What a person types to be there: ``ssh -p PORT -i KEY host``."""
+    return shlex.join(["ssh", *options_of(settings), host])
 
 
 def remote_python(python: str, module: str, variables: Mapping[str, str]) -> str:
@@ -55,14 +64,15 @@ def remote_python(python: str, module: str, variables: Mapping[str, str]) -> str
 def trouble(host: str, code: int, said: Sequence[str], settings: Settings, python: str) -> Trouble:
     """What it means that ssh ended with this ``code`` before the far side answered; it ``said`` these lines."""
     text = "\n".join(said)
-    via = shlex.join(["ssh", *(["-p", str(settings.port)] if settings.port else []), host])
+    via = typed(host, settings)
     found = re.search(r"\bport (\d+)", text)  # the user's own settings of ssh may name another one
     port = found[1] if found else settings.port or 22
     if code == LOST:
         for pattern, what, remedy, passing in _OF_SSH:
             if re.search(pattern, text, re.IGNORECASE):
                 name = host.rpartition("@")[2]
-                return Trouble(what.format(port=port), remedy.format(host=name, target=host, via=via, port=port), passing)
+                copy = shlex.join(["ssh-copy-id", *options_of(replace(settings, port=int(port))), host])
+                return Trouble(what.format(port=port), remedy.format(host=name, via=via, port=port, copy=copy), passing)
         return Trouble(f"ssh failed: {_last(said)}", f"try: {via} true", True)
     if "No module named" in text:
         name = (re.search(r"No module named '?([\w.]+)", text) or [text, "hvtrain"])[1]
@@ -91,7 +101,7 @@ _OF_SSH = (  # pattern, what it means, what to type next, whether it may pass
      "{via}   (compare the fingerprint, answer yes)", False),
     ("Too many authentication failures", "ssh offered too many keys",
      "name the right one: --ssh-identity-file FILE", False),
-    ("Permission denied", "it does not let you in without a password", "ssh-copy-id -p {port} {target}", False),
+    ("Permission denied", "it does not let you in without a password", "{copy}", False),
     ("Could not resolve hostname", "no such name is known here",
      "getent hosts {host}   (look at the spelling, /etc/hosts, DNS)", False),
     ("Connection refused", "nothing listens on its port {port}",

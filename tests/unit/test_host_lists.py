@@ -109,6 +109,20 @@ def test_remedies_can_be_typed():
     assert ssh.trouble("me@h2", 255, ["Host key verification failed."], Settings(port=23), "p").remedy.startswith("ssh -p 23 me@h2")
 
 
+@pytest.mark.parametrize("settings, expected", [
+    (Settings(), "ssh me@h2"), (Settings(port=23), "ssh -p 23 me@h2"),
+    (Settings(port=23, identity="/my keys/k"), "ssh -p 23 -i '/my keys/k' me@h2")])
+def test_what_a_person_types_goes_the_way_that_the_job_goes(settings, expected):
+    assert ssh.typed("me@h2", settings) == expected
+    assert ssh.trouble("me@h2", 1, ["No module named hvtrain"], settings, "p").remedy.startswith(expected + " ")
+    assert f"{expected} true" in ssh.trouble("me@h2", 255, ["something new"], settings, "p").remedy
+
+
+def test_the_key_that_the_job_uses_is_the_one_to_be_copied():
+    found = ssh.trouble("me@h2", 255, ["Permission denied"], Settings(port=23, identity="/k"), "p")
+    assert found.remedy == "ssh-copy-id -p 23 -i /k me@h2"
+
+
 # Lines ----------------------------------------------------------------------------------------------------
 def test_our_lines_are_found_among_what_shells_print():
     stream = b"Welcome!\r\nno end of line" + hostwire.reply("abc", {"op": "report", "n": 1}) + b"#hvtrain xyz {\"op\": \"report\"}\n"
@@ -162,6 +176,17 @@ def test_what_makes_a_host_unfit(changed, what, remedy):
     assert what in found.what and remedy in found.remedy
 
 
+@pytest.mark.parametrize("changed, remedy", [
+    ({"versions": {**VERSIONS, "torch": "2"}}, "ssh -p 23 -i /k h1 '/v/python -m pip install torch==2.13.0'"),
+    ({"versions": {**VERSIONS, "engine": "x"}}, "ssh -p 23 -i /k h1 '/v/python -m hvtrain.cli.main engine build'"),
+    ({"code": {}}, "rsync -a -e 'ssh -p 23 -i /k' /job/ h1:/job/"),
+    ({"code": None}, "rsync -a -e 'ssh -p 23 -i /k' /job/ h1:/job/"),
+    ({"config": "d"}, "rsync -a -e 'ssh -p 23 -i /k' /job/job.yaml h1:/job/job.yaml")])
+def test_what_mends_a_host_goes_the_way_that_the_job_goes(changed, remedy):
+    (found,) = judging.judge(H1, {**REPORT, **changed}, STANDARD, Settings(port=23, identity="/k"))
+    assert found.remedy.endswith(remedy)
+
+
 def test_a_report_of_another_version_that_lacks_everything_is_judged():
     assert judging.judge(H1, {"op": "report"}, STANDARD)
 
@@ -170,6 +195,46 @@ def test_one_machine_by_two_names():
     assert judging.twins({H1: REPORT, H2: {**REPORT, "machine": "m2"}}) == {}
     found = judging.twins({H1: REPORT, H2: REPORT})
     assert list(found) == [H2] and "h1:4" in found[H2].remedy
+
+
+H3, H4 = HostSlots("h3", 2), HostSlots("h4", 2)
+ADDRESSES = {host: f"10.0.0.{host.name[1]}" for host in (H1, H2, H3, H4)}
+OWN = [("eth0", "10.0.0.1"), ("ib0", "10.1.0.1")]
+
+
+def test_a_host_that_reaches_no_address_is_in_trouble_alone():
+    chosen, troubles = judging.common({H2: [None, "a"], H3: [None, None], H4: ["b", "a"]}, OWN)
+    assert chosen == 1 and list(troubles) == [H3]
+    assert troubles[H3].what == "it reaches none of this machine's addresses: 10.0.0.1 (eth0), 10.1.0.1 (ib0)"
+
+
+def test_hosts_that_reach_no_address_together_are_all_in_trouble():
+    chosen, troubles = judging.common({H2: [None, "a"], H3: ["a", None]}, OWN)
+    assert chosen is None and list(troubles) == [H2, H3] and "only 10.1.0.1 of" in troubles[H2].what
+    chosen, troubles = judging.common({H2: []}, [])
+    assert chosen is None and troubles[H2].what.endswith("addresses: none")
+
+
+def seen(*missed: tuple[HostSlots, HostSlots]) -> dict[HostSlots, dict[HostSlots, bool]]:
+    """What all four say of each other if these do not reach those."""
+    return {host: {other: (host, other) not in missed for other in ADDRESSES if other is not host} for host in ADDRESSES}
+
+
+@pytest.mark.parametrize("missed, guilty", [
+    ((), {}),
+    (((H1, H3), (H2, H3), (H4, H3)), {H3: "the others do not reach it at 10.0.0.3"}),
+    (((H3, H1), (H3, H2), (H3, H4)), {H3: "it does not reach h1 (10.0.0.1), h2 (10.0.0.2), h4 (10.0.0.4)"}),
+    (((H3, H1),), {H3: "it does not reach h1 (10.0.0.1)"}),
+    (((H1, H3), (H2, H3), (H4, H3), (H3, H2)), {H3: "the others do not reach it at 10.0.0.3"}),
+])
+def test_who_is_to_blame_where_hosts_do_not_reach_each_other(missed, guilty):
+    assert {host: trouble.what for host, trouble in judging.apart(seen(*missed), ADDRESSES).items()} == guilty
+
+
+def test_a_host_that_has_fallen_silent_is_to_blame_itself():
+    reached = {host: others for host, others in seen().items() if host is not H4}
+    assert {host: trouble.what for host, trouble in judging.apart(reached, ADDRESSES).items()} == {
+        H4: "it does not answer any more"}
 
 
 def test_the_table_has_a_line_for_each_trouble():
