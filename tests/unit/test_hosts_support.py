@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -51,6 +52,9 @@ def test_partition_and_cable_cut_hosts_off_and_heal(net):
 
 def test_power_off_kills_every_process(net):
     sleeper = subprocess.Popen([*net.enter("h3"), "sleep", "100"])
+    deadline = time.monotonic() + 5
+    while sleeper.pid not in net.pids("h3") and time.monotonic() < deadline:  # it is on its way into the namespace
+        time.sleep(0.02)
     assert len(net.pids("h3")) == 2 and sleeper.pid in net.pids("h3")
     assert net.kill("h3") == [sleeper.pid]
     assert sleeper.wait(5) == -9 and ssh(net, "h3", "true") == ""
