@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 import traceback
 from typing import Any
 
@@ -63,7 +64,9 @@ class Warm:
                 pass
         self._reap()
         if self._pair in readable:
-            data = self._pair.recv(1 << 16)
+            data = b""
+            with suppress(ConnectionError):
+                data = self._pair.recv(1 << 16)
             if not data:
                 return False
             self._buffer += data
@@ -73,7 +76,8 @@ class Warm:
         return True
 
     def _say(self, **message: Any) -> None:
-        self._pair.sendall(json.dumps(message).encode() + b"\n")
+        with suppress(ConnectionError):  # the agent has gone: the next look at the pair tells
+            self._pair.sendall(json.dumps(message).encode() + b"\n")
 
     def _command(self, command: dict[str, Any]) -> None:
         if command["op"] == "load":

@@ -114,7 +114,10 @@ class _First(_Task):
             raise
         await asyncio.gather(self._serving, return_exceptions=True)
         with suppress(OSError):
-            self._notice.remove()
+            if code:  # a task that has just heard what the job is may find nobody any more
+                self._notice.write_end(code)
+            else:
+                self._notice.remove()
         return code
 
     def _prepared(self) -> JobLaunch:
@@ -160,7 +163,13 @@ class _Other(_Task):
                        run_dir=os.path.abspath(self._launch.job.run.dir))
         self._groups = Groups(settling.stages_of(boot.job) or 1)
         agent = self._agent(boot, given.host, given.job_digest)
-        code = await agent.run()
+        try:
+            code = await agent.run()
+        except EnvironmentNotReady:
+            code = await self._let_the_first_end()
+            if code is None:
+                raise
+            return code
         if code:
             print(f"hvtrain: {agent.reason}", file=sys.stderr)
             await self._let_the_first_end()
@@ -195,11 +204,14 @@ class _Other(_Task):
         raise EnvironmentNotReady(f"the job's coordinator was not found within launch.start_timeout ({patience:g} s): "
                                   f"{problem}. The first task's own output may say why.")
 
-    async def _let_the_first_end(self) -> None:
+    async def _let_the_first_end(self) -> int | None:
+        """Give the first task time to write down how the job has ended; what it says."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + (END_SECONDS if self._stated is None else 1.0)
         while loop.time() < deadline and (self._stated is not None or isinstance(self._notice.read(), Address)):
             await asyncio.sleep(POLL_SECONDS)
+        found = self._notice.read() if self._stated is None else None
+        return found if isinstance(found, int) else None
 
 
 def check_same(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
