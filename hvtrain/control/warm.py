@@ -22,8 +22,8 @@ import signal
 import socket
 import subprocess
 import sys
-from contextlib import suppress
 import traceback
+from contextlib import suppress
 from typing import Any
 
 from hvtrain.control import process
