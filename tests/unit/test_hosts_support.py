@@ -58,7 +58,7 @@ def test_power_off_kills_every_process(net):
     assert len(net.pids("h3")) == 2 and sleeper.pid in net.pids("h3")
     assert net.kill("h3") == [sleeper.pid]
     assert sleeper.wait(5) == -9 and ssh(net, "h3", "true") == ""
-    assert net.power_off("h3") and net.pids("h3") == []  # its sshd, and perhaps one for the connection that has just ended
+    assert net.power_off("h3") and net.pids("h3") == []  # perhaps a connection that has just ended, too
     net.power_on("h3")
     assert ssh(net, "h3", "hostname") == "h3"
 
