@@ -14,7 +14,7 @@ from typing import Callable
 import torch
 from torch import nn
 
-SIZES = {"width": 1024, "layers": 16, "batch": 256, "microbatches": 8, "steps": 12}
+SIZES = {"width": 1024, "layers": 16, "batch": 1024, "microbatches": 8, "steps": 4}
 WARMUP = 3
 
 

@@ -40,9 +40,6 @@ RESOLVE_SECONDS = 5.0
 AT_ONCE = 64
 """So many hosts are reached at the same time."""
 
-NEIGHBOURS = 8
-"""Each host must reach so many others; with more hosts that is not tried out for every pair."""
-
 FORWARDED = ("OMP_", "MKL_", "OPENBLAS_", "NCCL_", "GLOO_", "CUDA_", "TF_", "XLA_", "KERAS_", "TORCH_", "PYTORCH_", "HF_",
              "HOROVOD_", "HVTRAIN_", "PYTHON", "LD_LIBRARY_PATH")
 """Variables of this environment that begin so go to all hosts, over standard input."""
@@ -235,11 +232,11 @@ async def find_network(party: Party, interface: str | None) -> Network:
 
 async def _try_each_other(party: Party, own: Mapping[HostSlots, str]) -> None:
     """Whether the hosts reach each other by the addresses that they reach this machine by."""
-    heard = dict(zip(own, await asyncio.gather(*(_ask(party.met[host], "listening", op="listen", address=address)
+    heard = dict(zip(own, await asyncio.gather(*(ask(party.met[host], "listening", op="listen", address=address)
                                                  for host, address in own.items()))))
     hosts = [host for host in own if heard[host]]
     doors = {host: Target(*heard[host]["targets"][0]) for host in hosts if heard[host].get("targets")}
-    around = {host: [hosts[(number + step) % len(hosts)] for step in range(1, min(len(hosts), NEIGHBOURS + 1))]
+    around = {host: [hosts[(number + step) % len(hosts)] for step in range(1, min(len(hosts), probing.NEIGHBOURS + 1))]
               for number, host in enumerate(hosts)}
     tried = {host: [other for other in others if other in doors] for host, others in around.items()}
     ways = await _reach({host: party.met[host] for host in hosts},
@@ -251,23 +248,17 @@ async def _try_each_other(party: Party, own: Mapping[HostSlots, str]) -> None:
 
 async def _reach(met: Mapping[HostSlots, Met], targets: Mapping[HostSlots, Sequence[Target]]):
     """For each host, for each of its targets, by which of its addresses it reached it."""
-    answers = await asyncio.gather(*(_ask(each, "reached", op="reach", targets=[
-        [target.address, target.port, target.nonce] for target in targets[host]]) for host, each in met.items()))
+    answers = await asyncio.gather(*(ask(each, "reached", op="reach", targets=[
+        target.packed() for target in targets[host]]) for host, each in met.items()))
     return {host: answer.get("by") or [None] * len(targets[host]) for host, answer in zip(met, answers)}
 
 
-async def _ask(met: Met, answer: str, **message: Any) -> dict[str, Any]:
-    """What a host answers; nothing, if it does not."""
+async def ask(met: Met, answer: str, **message: Any) -> dict[str, Any]:
+    """What a host answers that was met; nothing, if it does not."""
     try:
         return await met.link.ask(answer, probing.REACH_SECONDS + ANSWER_SECONDS, **message)
     except Silent:
         return {}
-
-
-async def reaches(met: Met, address: str, port: int) -> bool:
-    """Whether a host reaches the coordinator that is running."""
-    answer = await _ask(met, "reached", op="reach", targets=[[address, port, ""]])
-    return bool((answer.get("by") or [None])[0])
 
 
 async def _is_here(name: str) -> bool:

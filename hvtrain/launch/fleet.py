@@ -8,7 +8,7 @@ from typing import Sequence
 
 from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
-from hvtrain.launch import contact as contacts
+from hvtrain.launch import latecomer
 from hvtrain.launch.contact import Contact, Met, Party
 from hvtrain.launch.discovery import Script
 from hvtrain.launch.hosts import HostSlots, change
@@ -30,6 +30,7 @@ class Fleet:
         self._machines: dict[str, str] = {host.name: _machine(met) for host, met in party.met.items()}
         self._tasks: list[asyncio.Task] = []
         self._numbers, self._short = 0, False
+        self._judging = asyncio.Lock()  # a host listens for one latecomer at a time
 
     async def start(self, address: Address, coordinator: Coordinator) -> None:
         """Start the agents of all hosts that were met, and look for others, if there is a script to ask."""
@@ -90,10 +91,10 @@ class Fleet:
         if owner is not None:
             return Trouble(f"the same machine as {owner}", "name it once, with all its slots", True)
         self._machines[met.host.name] = _machine(met)  # before anything is waited for: its twin may be met just now
-        if await contacts.reaches(met, self._address.host, self._address.port):
-            return None
-        return Trouble(f"it does not reach the coordinator at {self._address.host} port {self._address.port}",
-                       "let it connect to all TCP ports here", True)
+        async with self._judging:
+            agents = self.coordinator.agents()
+            there = [member for member in self._members.values() if member.name in agents and member.host != met.host]
+            return await latecomer.trouble(met, self._address, there)
 
     def _owner(self, met: Met) -> str | None:
         """By which other name the machine takes part, or has not left yet: a second agent there would end the first."""

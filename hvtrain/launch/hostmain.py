@@ -89,15 +89,15 @@ class HostProcess:
 
     async def _obey(self, op: str, message: dict[str, Any], reader: asyncio.StreamReader) -> None:
         if op == "reach":
-            from hvtrain.launch.probing import Target, reach
-
-            self._say(op="reached", by=await reach([Target(*target) for target in message["targets"]]))
+            self._reaching = asyncio.create_task(self._reach(message["targets"]))  # what follows may be an order to end
         elif op == "listen":
             from hvtrain.launch.probing import Listener
 
+            if self._listener is not None:
+                self._listener.close()
             self._listener = Listener()
-            found = await self._listener.open([message["address"]])
-            self._say(op="listening", targets=[[t.address, t.port, t.nonce] for t in found])
+            found = await self._listener.open(filter(None, [message["address"]]))
+            self._say(op="listening", targets=[target.packed() for target in found])
         elif op == "agent":
             await self._tell_agent(message["record"])
         elif op == "watch":
@@ -106,6 +106,11 @@ class HostProcess:
             self._say(op="alive")
         elif op == "kill":
             await self._kill()
+
+    async def _reach(self, targets: list[list[Any]]) -> None:
+        from hvtrain.launch.probing import Target, reach
+
+        self._say(op="reached", by=await reach([Target(*target) for target in targets]))
 
     # The agent -------------------------------------------------------------------------------------------
     async def _claim(self) -> bool:

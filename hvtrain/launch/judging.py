@@ -19,6 +19,8 @@ NAMED_FILES = 3
 NAMED_HOSTS = 3
 """Of the hosts that one does not reach, so many are named."""
 
+APART_REMEDY = "let the hosts connect to all TCP ports of each other, or name the network: launch.interface=NAME"
+
 
 @dataclass(frozen=True)
 class Standard:
@@ -93,21 +95,30 @@ def apart(reached: Mapping[HostSlots, Mapping[HostSlots, bool]],
         reached: of each host that answers, of each other that it tried to reach, whether it did.
         addresses: of all hosts, where that was tried.
     """
-    remedy = "let the hosts connect to all TCP ports of each other, or name the network: launch.interface=NAME"
     tried = {other for others in reached.values() for other in others}
-    hidden = {other for other in tried if not any(others.get(other) for others in reached.values())}
+    nowhere = {other for other in tried if not any(others.get(other) for others in reached.values())}
     found = {}
     for host, address in addresses.items():
         missed = [f"{other.name} ({addresses[other]})" for other, there in reached.get(host, {}).items()
-                  if not there and other not in hidden]
-        more = f" and {len(missed) - NAMED_HOSTS} more" if len(missed) > NAMED_HOSTS else ""
+                  if not there and other not in nowhere]
         if host not in reached:
             found[host] = Trouble("it does not answer any more", f"is it on? ping {host.name.rpartition('@')[2]}", True)
-        elif host in hidden:
-            found[host] = Trouble(f"the others do not reach it at {address}", remedy)
+        elif host in nowhere:
+            found[host] = hidden(address)
         elif missed:
-            found[host] = Trouble(f"it does not reach {', '.join(missed[:NAMED_HOSTS])}{more}", remedy)
+            found[host] = misses(missed)
     return found
+
+
+def hidden(address: str) -> Trouble:
+    """What to say of a host that others do not reach."""
+    return Trouble(f"the others do not reach it at {address}", APART_REMEDY)
+
+
+def misses(others: Sequence[str]) -> Trouble:
+    """What to say of a host that does not reach ``others``."""
+    more = f" and {len(others) - NAMED_HOSTS} more" if len(others) > NAMED_HOSTS else ""
+    return Trouble(f"it does not reach {', '.join(others[:NAMED_HOSTS])}{more}", APART_REMEDY)
 
 
 def listed(troubles: Mapping[HostSlots, Sequence[Trouble]], count: int) -> str:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING
+from collections import deque
+from typing import TYPE_CHECKING, Any
 
 from hvtrain.control.events import AgentLeaving
 from hvtrain.launch.contact import Met
@@ -38,6 +39,9 @@ REJOIN_SECONDS = 5.0
 DEAF_SECONDS = 3.0
 """A host whose agent is given up may take so long to say that it has ended it; then the connection is dead as well."""
 
+ASK_SECONDS = 6.0
+"""A host that has not answered a question by then is not asked any more for this time."""
+
 END_SECONDS = 10.0
 """How long agents may take to end after the job."""
 
@@ -50,11 +54,22 @@ class Member:
         self._fleet, self._pause, self._said, self._leaves = fleet, FIRST_PAUSE, "", False
         self._link: HostLink | None = None
         self._task: asyncio.Task | None = None
+        self._asked: deque[tuple[str, asyncio.Future]] = deque()  # in the order in which its host answers
 
     def begin(self, met: Met | None, after: asyncio.Task | None = None) -> None:
         """Run the agent on a host that was met, or meet it first; not before ``after`` is done."""
         self._task = asyncio.create_task(self._keep(met, after))
         self._task.add_done_callback(self._report)
+
+    async def ask(self, answer: str, **message: Any) -> dict[str, Any]:
+        """What its process on the host answers, beside the agent that runs there; nothing, if it does not."""
+        if self._link is None:
+            return {}
+        heard: asyncio.Future = asyncio.get_running_loop().create_future()
+        self._asked.append((answer, heard))
+        self._link.tell(**message)
+        await asyncio.wait([heard], timeout=ASK_SECONDS)
+        return heard.result() if heard.done() else {}
 
     def give_up(self) -> None:
         """The coordinator has: end the agent, if its host still answers.
@@ -138,14 +153,18 @@ class Member:
             while (message := await met.link.hear())["op"] != "ended":
                 if message["op"] == "alive":
                     met.link.tell(op="kill")
+                elif self._asked and message["op"] in (self._asked[0][0], "failed"):
+                    self._asked.popleft()[1].set_result(message if message["op"] != "failed" else {})
                 elif message["op"] == "failed":
                     self._fleet.note("host_trouble", self.host, str(message.get("reason")))
                     break
         except Silent:
             pass
         finally:
-            await met.link.close()
             self._link = None
+            while self._asked:
+                self._asked.popleft()[1].set_result({})
+            await met.link.close()
 
     async def _rejoins(self) -> bool:
         """Whether the agent that was found there comes back to the coordinator by itself."""

@@ -20,6 +20,9 @@ REACH_SECONDS = 4.0
 
 NONCE_BYTES = 16
 
+NEIGHBOURS = 8
+"""Each host must reach so many others; with more hosts that is not tried out for every pair."""
+
 
 @dataclass(frozen=True)
 class Target:
@@ -28,6 +31,10 @@ class Target:
     address: str
     port: int
     nonce: str = ""
+
+    def packed(self) -> list[str | int]:
+        """As messages carry it: ``Target(*packed)``."""
+        return [self.address, self.port, self.nonce]
 
 
 class Listener:

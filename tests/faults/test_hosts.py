@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -160,6 +162,70 @@ def test_ctrl_c_while_a_host_does_not_answer(job, net):
     assert job.gone() and not job.dir.exists()
 
 
+def test_a_new_host_that_one_of_the_others_does_not_reach_does_not_join_until_it_does(job, net):
+    """It reaches the coordinator, so it joined; then no round could be formed with it, and after three the job ended."""
+    net.run("h3", ["ip", "route", "add", "unreachable", f"{net.address('h2')}/32"])
+    try:
+        job.start_discovering("h1:1,h2:1", *ENDLESS)
+        job.until_step(5)
+        job.name_hosts("h1:1,h2:1,h3:1")
+        trouble, = job.until(lambda: job.events("host_trouble"), "h3 is in trouble")
+        assert trouble["host"] == "h3" and "the others do not reach it at 10.77.0.3" in trouble["text"]
+        job.until_step(job.last_step() + 5)
+        assert not job.events("resize") and not job.events("worker_lost")
+    finally:
+        net.run("h3", ["ip", "route", "del", "unreachable", f"{net.address('h2')}/32"])
+    job.until_resize(3)
+    assert job.exact(job.stop()).repeated == 0 and job.gone()
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+def test_one_job_suffers_everything(job, net, tmp_path):
+    """At 1 Gbit/s. Until h4 is added the size stays, and so does every bit; after that the samples are exact."""
+    settings = (*ENDLESS, "checkpoint.every=10 steps", "checkpoint.keep=1000", "elastic.min_workers=2",
+                "elastic.replace_timeout=40s", "elastic.rejoin_timeout=60s")
+    for name in net.names:
+        net.rate(name, "1gbit")
+    try:
+        job.start_discovering("h1:1,h2:1,h3:1", *settings)
+        job.until_step(5)
+        victim, = _workers(net.pids("h2"))
+        os.kill(victim, signal.SIGKILL)
+        goes_on(job, losses=1)
+        assert len(net.kill("h3")) >= 4, "an agent's keeper, the agent, its warm process and a worker were expected there"
+        goes_on(job, losses=2)
+        net.link("h2", up=False)
+        job.until(lambda: len(job.events("worker_lost")) == 3, "h2 is missed")
+        time.sleep(0.5)
+        stood = job.last_step()
+        time.sleep(2)
+        assert job.last_step() == stood, "its place is kept for it"
+        net.link("h2", up=True)
+        goes_on(job, losses=3)
+        assert not job.events("resize")
+        same = job.last_step() // 10 * 10
+        job.name_hosts("h1:1,h2:1,h3:1,h4:1")
+        job.until_resize(4)
+        job.until_step(job.last_step() + 5)
+        net.partition(["h1", "h2"], ["h3", "h4"])
+        job.until_resize(4, 2)
+        job.until_step(job.last_step() + 5)
+        net.heal()
+        job.until(lambda: job.events("resize")[-1]["new"] == 4, "the other half is back", 120.0)
+        job.until_step(job.last_step() + 5)
+        steps = job.stop()
+    finally:
+        net.heal()
+        for name in net.names:
+            net.rate(name, None)
+    assert job.exact(steps).repeated == 0 and job.gone(30)
+    assert [event["host"] for event in job.events("worker_lost")][:3] == ["h2", "h3", "h2"]
+    calm = HostRun(tmp_path, net, "calm")
+    calm.run(*settings, f"train.steps={same}", "task.args.slow=0", "comm.shared_memory=false", workers=3)
+    assert calm.ending() == job.ending(same)
+
+
 @pytest.mark.soak
 def test_a_spare_host_takes_the_place_of_a_lost_one_and_no_bit_changes(job, net, tmp_path):
     settings = (*WHOLE, "train.steps=120", "elastic.replace_timeout=60s")
@@ -172,6 +238,39 @@ def test_a_spare_host_takes_the_place_of_a_lost_one_and_no_bit_changes(job, net,
     assert done.returncode == 0, job.logs()
     assert not job.events("resize") and len(job.events("worker_lost")) == 1
     assert job.exact(120).repeated == 0 and job.ending() == calm.ending()
+
+
+@pytest.mark.soak
+def test_replicas_of_two_stages_over_hosts(job, net, tmp_path):
+    settings = (*WHOLE, "train.steps=120", "elastic.replace_timeout=60s",
+                "hybrid={stages: 2, microbatches: 4, split: [2, 2], devices: cpu}")
+    calm = HostRun(tmp_path, net, "calm")
+    calm.run(*settings, "comm.shared_memory=false", workers=2)
+    job.start_on("h1:1,h2:1", *settings, "task.args.slow=0.1")
+    job.until_step(10)
+    assert len(net.kill("h2")) >= 4
+    done = job.wait(150)
+    assert done.returncode == 0, job.logs()
+    assert not job.events("resize") and len(job.events("worker_lost")) == 1
+    assert job.exact(120).repeated == 0 and job.ending() == calm.ending()
+
+
+@pytest.mark.soak
+def test_ssh_by_another_port_another_key_and_a_users_name_and_a_job_over_tls(job, net, tmp_path):
+    key, etc = tmp_path / "key", net.etc("h1") / "ssh"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    net.run("h2", ["/usr/sbin/sshd", "-p", "2222", "-o", f"AuthorizedKeysFile={key}.pub"])
+    name, host_key = next(line.split(" ", 1) for line in (etc / "known_hosts").read_text().splitlines() if "h2" in line)
+    with open(etc / "known_hosts", "a") as file:
+        file.write(f"[h2]:2222 {host_key}\n")
+    options = (*ENDLESS, "launch.tls=true", "--ssh-port", "2222")
+    done = job.start_on("h1:1,root@h2:1", *options).wait()
+    assert done.returncode == ExitCode.ENVIRONMENT and "without a password" in done.stderr, "the usual key opens that door"
+    job.start_on("h1:1,root@h2:1", *options, "--ssh-identity-file", str(key))
+    job.until_step(5)
+    assert len(net.kill("h2")) >= 4
+    job.until_resize(1, 2)
+    assert job.exact(job.stop()).repeated == 0 and job.gone()
 
 
 @pytest.mark.soak
@@ -212,6 +311,20 @@ def test_a_launcher_that_is_killed_leaves_nothing_behind_on_any_host(job, net):
     assert job.exact(60)
 
 
+def goes_on(job: HostRun, losses: int) -> None:
+    """So many workers were lost by now, and the others have gone on after the last one."""
+    job.until(lambda: len(job.events("worker_lost")) == losses, f"{losses} losses")
+    at = job.last_step()
+    job.until_step(at + 12, 90.0)
+    assert len(job.events("worker_lost")) == losses
+
+
 def _named(name: str, pids: list[int]) -> list[int]:
     """Those of these processes that ``ps`` shows by this name."""
     return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+
+
+def _workers(pids: list[int]) -> list[int]:
+    """Those of these processes that are workers."""
+    names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids}
+    return [pid for pid, name in names.items() if name.startswith("hvtrain-") and name not in ("hvtrain-agent", "hvtrain-warm")]

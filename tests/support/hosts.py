@@ -196,8 +196,9 @@ class Hosts:
 
     # What befalls them --------------------------------------------------------------------------------------
     def kill(self, name: str) -> list[int]:
-        """SIGKILL to every process of a host but its sshd, after all were stopped: none sees another's end first."""
-        return _kill(lambda: [pid for pid in self.pids(name) if pid != self._holders[name].pid])
+        """SIGKILL to every process of a host but what waits for ssh, after all were stopped: none sees another's end
+        first."""
+        return _kill(lambda: [pid for pid in self.pids(name) if pid != self._holders[name].pid and not _waits_for_ssh(pid)])
 
     def power_off(self, name: str) -> list[int]:
         """The link goes down, so that no good-bye gets out; then every process is killed."""
@@ -298,6 +299,14 @@ def _kill(pids) -> list[int]:
         assert time.monotonic() < deadline, f"they do not die: {found}"
         time.sleep(0.005)
     return killed
+
+
+def _waits_for_ssh(pid: int) -> bool:
+    """Whether it is an sshd that listens; those that serve a connection have another title."""
+    try:
+        return b"[listener]" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
 
 
 def _listening(pid: int) -> set[str]:

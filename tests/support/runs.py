@@ -184,10 +184,10 @@ class Run:
         """One hash over the newest checkpoint's weights, by the command that users have."""
         return hvtrain("ckpt", "digest", str(self.dir), "--step", name).stdout.split()[0]
 
-    def ending(self) -> dict[str, Any]:
-        """All of the newest checkpoint that two runs of one job must share, tensors as hashes."""
+    def ending(self, step: int | None = None) -> dict[str, Any]:
+        """All of the newest checkpoint, or that of ``step``, that two runs of one job must share, tensors as hashes."""
         store = Store(self.dir / "checkpoints")
-        snapshot = store.read(store.newest_sound())
+        snapshot = store.read(store.newest_sound() if step is None else store.path(step))
         return {"step": snapshot.step, **{group: digest(snapshot, group) for group in snapshot.groups},
                 **{key: snapshot.state[key] for key in ("epoch", "cursor", "callbacks", "evaluated", "best_step")}}
 

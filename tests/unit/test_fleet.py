@@ -64,7 +64,7 @@ class FakeMember:
     made: list["FakeMember"] = []
 
     def __init__(self, fleet: Fleet, host: HostSlots, number: int):
-        self.host, self.may_leave, self.after = host, asyncio.Event(), None
+        self.host, self.name, self.may_leave, self.after = host, f"{number}@{host.name}", asyncio.Event(), None
         self.made.append(self)
 
     def begin(self, met: Met | None, after: asyncio.Task | None = None) -> None:
@@ -83,12 +83,12 @@ def reached(monkeypatch):
     event = asyncio.Event()
     event.set()
 
-    async def reaches(met: Met, address: str, port: int) -> bool:
-        return await event.wait()
+    async def trouble(met: Met, coordinator: Address, residents: list) -> None:
+        await event.wait()
 
     monkeypatch.setattr(FakeMember, "made", [])
     monkeypatch.setattr(module, "Member", FakeMember)
-    monkeypatch.setattr(contacts, "reaches", reaches)
+    monkeypatch.setattr(module.latecomer, "trouble", trouble)
     return event
 
 
@@ -101,7 +101,7 @@ def play(scenario, *met: HostSlots) -> None:
         contact = FakeContact()
         party = Party({host: await contact.meet(host) for host in met})
         fleet = Fleet(LAUNCH, contact, party, None)
-        await fleet.start(Address("10.0.0.1", 1, ""), SimpleNamespace(wait=wait, note=lambda *args, **more: None))
+        await fleet.start(Address("10.0.0.1", 1, ""), SimpleNamespace(wait=wait, agents=tuple, note=lambda *args, **more: None))
         await scenario(fleet, contact)
         for member in FakeMember.made:  # those that leave as well
             member.may_leave.set()
