@@ -29,9 +29,11 @@ PROOF_PAIR_EDITS: tuple[Edit, ...] = (
   std::unique_ptr<hvtrain::Admission> admission_; // since somebody has come
   std::unique_ptr<hvtrain::Claim> claim_; // since the hello
   int attempts_ = 0;
+  bool pausing_ = false; // fd_ is a timer, the next attempt follows
 
   void stopListening();
   void dial();
+  void dialAgain(int milliseconds);
   int admit();
   bool claim();
 """),
@@ -131,8 +133,9 @@ int Pair::admit() {
 // hvtrain: whether the listening side has proven its membership, and has been
 // sent this side's proof.
 bool Pair::claim() {
-  // Strangers may have taken the listener's places at that moment.
-  constexpr int kMostAttempts = 16;
+  // Strangers may have taken the listener's places at that moment: 16 attempts
+  // take 1.3 s, and a round that is called off is known after the pause.
+  constexpr int kMostAttempts = 16, kLongestPause = 128; // milliseconds
   auto step = hvtrain::Step::kMore;
   if (!claim_) {
     const hvtrain::Names names{
@@ -156,13 +159,28 @@ bool Pair::claim() {
         "process for rank ", context_->rank, " of its round, or is gone ",
         "(HVTRAIN_ROUND_SECRET)"));
   } else if (step == hvtrain::Step::kClosed) {
-    device_->unregisterDescriptor(fd_, this);
-    ::close(fd_);
-    fd_ = FD_INVALID;
     claim_.reset();
-    dial();
+    dialAgain(std::min(1 << attempts_, kLongestPause));
   }
   return step == hvtrain::Step::kDone;
+}
+
+// hvtrain: gives up what fd_ is, and connects after this time. Is called by
+// the device's thread, which must neither wait nor see an exception.
+void Pair::dialAgain(int milliseconds) {
+  device_->unregisterDescriptor(fd_, this);
+  ::close(fd_);
+  fd_ = milliseconds > 0 ? hvtrain::timer(milliseconds) : FD_INVALID;
+  pausing_ = fd_ != FD_INVALID;
+  if (pausing_) {
+    device_->registerDescriptor(fd_, EPOLLIN, this);
+    return;
+  }
+  try {
+    dial();
+  } catch (const ::gloo::IoException&) {
+    // Whoever waits for this pair has been told.
+  }
 }
 """),
     Edit(
@@ -203,6 +221,10 @@ bool Pair::claim() {
   }
 """,
         replacement="""\
+  if (pausing_) { // hvtrain
+    dialAgain(0);
+    return;
+  }
   if (!claim_) { // hvtrain: else it was
     // Verify that connecting was successful
     rv = getsockopt(fd_, SOL_SOCKET, SO_ERROR, &optval, &optlen);

@@ -8,6 +8,7 @@ from typing import Sequence
 
 from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
+from hvtrain.errors import EnvironmentNotReady
 from hvtrain.launch import latecomer
 from hvtrain.launch.contact import Contact, Met, Party
 from hvtrain.launch.discovery import Script
@@ -58,7 +59,10 @@ class Fleet:
 
     async def meet(self, host: HostSlots) -> Met | Trouble:
         """A host that comes later, if it can take part."""
-        found = await self._contact.meet(host)
+        try:
+            found = await self._contact.meet(host)
+        except EnvironmentNotReady as error:  # there was an ssh when the job began: an upgrade, say; it will be back
+            return Trouble(error.message, error.remedy, True)
         if not isinstance(found, Met):
             return found
         try:

@@ -10,6 +10,7 @@ import pytest
 
 from hvtrain.config.units import Duration
 from hvtrain.control.client import Address
+from hvtrain.errors import EnvironmentNotReady
 from hvtrain.launch import contact as contacts
 from hvtrain.launch import fleet as module
 from hvtrain.launch.contact import Contact, Met, Network, Party
@@ -189,6 +190,17 @@ def test_no_room_for_another_ssh_passes(monkeypatch):
         assert found == Trouble("ssh cannot be started: Too many open files", "", True)
     monkeypatch.setattr(Contact, "_hello", lambda contact: {})
     asyncio.run(scenario())
+
+
+def test_an_ssh_that_is_missing_for_a_moment_does_not_end_the_looking_after_a_host(reached):
+    """It is replaced while the system is upgraded; the host was never tried again after that."""
+    async def scenario(fleet: Fleet, contact: FakeContact) -> None:
+        async def fail(host: HostSlots) -> Met:
+            raise EnvironmentNotReady("there is no ssh on this machine.", "apt install openssh-client")
+
+        contact.meet = fail
+        assert await fleet.meet(H2) == Trouble("there is no ssh on this machine.", "apt install openssh-client", True)
+    play(scenario, H1)
 
 
 # The network ----------------------------------------------------------------------------------------------

@@ -3,16 +3,19 @@
 //   listener --accept--> has said nothing --hello--> is waited for --proof--> the peer: look() returns its connection
 //                              |                          |
 //                   another hmac, closed,       another hmac, closed,
-//                   or a newer one comes        or a newer one comes that has said hello, too
-//                   and all places are taken    and all places are taken
+//                   a hello heard before, too,  or a newer one comes that has said hello, too
+//                   or a newer one comes        and all places are taken
+//                   and all places are taken
 //
 // A stranger does not get beyond the first stage, so that those who say nothing, or say it slowly, only take places
-// from each other. All ends with the listening, for which the round's time-out is the limit.
+// from each other. Nor does somebody who has recorded a hello and sends it again: each is waited for once, and the
+// peer draws another nonce for each connection. All ends with the listening, for which the round's time-out is the limit.
 #pragma once
 
 #include <cerrno>
 #include <cstring>
 #include <deque>
+#include <set>
 #include <stdexcept>
 #include <string>
 
@@ -76,7 +79,7 @@ class Admission {
     return came_ == 0 ? "nobody has connected"
                       : "of " + std::to_string(came_) + " that have connected none has proven to be rank " +
                             std::to_string(names_.connector) + " of this round, " + std::to_string(wrong_) +
-                            " with a wrong proof (HVTRAIN_ROUND_SECRET)";
+                            " with a wrong or a repeated proof (HVTRAIN_ROUND_SECRET)";
   }
 
  private:
@@ -154,7 +157,7 @@ class Admission {
         break;
       }
       guest.theirs = guest.said.nonce();
-      if (!guest.said.proves(proof(secret_, "hello", names_, guest.theirs, ""))) {
+      if (!guest.said.proves(proof(secret_, "hello", names_, guest.theirs, "")) || !heard_.insert(guest.theirs).second) {
         ++wrong_;
         drop(at);
         return -1;
@@ -209,6 +212,7 @@ class Admission {
   Names names_;
   int set_;
   std::deque<Guest> guests_; // the oldest first
+  std::set<std::string> heard_; // nonces of true hellos: as many as the peer has made connections
   uint64_t came_ = 0, wrong_ = 0;
 };
 

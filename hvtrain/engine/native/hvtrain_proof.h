@@ -21,6 +21,8 @@
 #include <netinet/in.h>
 #include <sys/random.h>
 #include <sys/socket.h>
+#include <sys/timerfd.h>
+#include <unistd.h>
 
 #include "hvtrain_sha256.h"
 
@@ -116,6 +118,19 @@ class Incoming {
   size_t size_;
   std::string text_;
 };
+
+// A descriptor that becomes readable after this time, or -1.
+inline int timer(int milliseconds) {
+  int fd = ::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK | TFD_CLOEXEC);
+  itimerspec when = {};
+  when.it_value.tv_sec = milliseconds / 1000;
+  when.it_value.tv_nsec = milliseconds % 1000 * 1000000L;
+  if (fd != -1 && ::timerfd_settime(fd, 0, &when, nullptr) == -1) {
+    ::close(fd);
+    fd = -1;
+  }
+  return fd;
+}
 
 // The connecting side of one connection.
 class Claim {
