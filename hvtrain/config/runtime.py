@@ -83,7 +83,8 @@ class LaunchConfig(Section):
         "fork imports the framework and your module once and starts all workers from there, in a fraction of "
         "a second; spawn starts a fresh Python for each."))
     threads: Threads = Field("auto", description=(
-        "CPU threads that each worker computes with; auto shares the cores among the workers."))
+        "CPU threads that each worker computes with; auto shares the cores among the workers. The same number on all hosts, "
+        "the least that a worker has anywhere when the job starts: with another one sums would be rounded differently."))
     interface: Text | None = Field(None, description=(
         "Network interface that the workers talk over, for instance eth0. Left out: chosen by itself."))
     port: Port | None = Field(None, description=(

@@ -42,7 +42,7 @@ class Agent:
 
         self._boot = replace(boot, snapshots=memory.fds if memory is not None else ())
         self._hello = messages.AgentHello(agent=name, host=host, slots=slots, pid=os.getpid(),
-                                          version=__version__, job_digest=job_digest)
+                                          version=__version__, job_digest=job_digest, threads=boot.threads)
         elastic, self._lock = boot.job.elastic, lock
         self._rejoin = elastic.rejoin_timeout.seconds if rejoin is None else rejoin
         self._patience, self._unacked = elastic.coordinator_timeout.seconds, elastic.heartbeat_timeout.seconds

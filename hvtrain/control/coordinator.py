@@ -17,6 +17,7 @@ from hvtrain.control.door import Door, Peer, WrongJob
 from hvtrain.control.guests import Guests
 from hvtrain.control.rendezvous import Rendezvous
 from hvtrain.control.roster import Limits, Phase, State
+from hvtrain.control.shares import Shares
 from hvtrain.engine import roundsecret
 from hvtrain.errors import ExitCode, ProtocolError, UsageError
 
@@ -60,6 +61,7 @@ class Coordinator:
         self._pumping: asyncio.Task | None = None
         self._pids: dict[str, int] = {}
         self._agents: set[str] = set()
+        self._shares = Shares()
         self.before_close: Callable[[int], Awaitable[None]] | None = None
         self.takes_over = False  # from a coordinator that was lost, so even the first round goes on from what was kept
         self._clients = itertools.count()
@@ -156,7 +158,8 @@ class Coordinator:
         if isinstance(action, events.StartWorker):
             await self._door.send(action.agent, messages.Start(worker=action.worker, rank=action.rank,
                                                                local_rank=action.local_rank,
-                                                               round=self._state.round.number + 1))
+                                                               round=self._state.round.number + 1,
+                                                               threads=self._shares.each()))
         elif isinstance(action, events.FormRound):
             await self._form(action)
         elif isinstance(action, events.RoundActive):
@@ -184,6 +187,7 @@ class Coordinator:
             self._pids = {name: pid for name, pid in self._pids.items() if name in self._state.workers
                           or name in self._state.agents}
             self._agents.discard(action.agent)
+            self._shares.withdraw(action.agent)
             self._on_drop(action.agent)
         elif isinstance(action, events.EndJob) and not self._over.done():
             self._over.set_result(action.cause)
@@ -233,6 +237,7 @@ class Coordinator:
                 raise ProtocolError(f"an agent named {hello.agent!r} is there already")
             self._pids[hello.agent] = hello.pid
             self._agents.add(hello.agent)
+            self._shares.offer(hello.agent, hello.slots, hello.threads)
             self.feed(events.AgentJoined(hello.agent, hello.host, hello.slots))
             return Peer("agent", hello.agent)
         if isinstance(hello, messages.WorkerHello):

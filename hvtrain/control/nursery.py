@@ -50,7 +50,8 @@ class Nursery:
     def start(self, order: messages.Start) -> None:
         """Start a worker."""
         self._workers.add(order.worker)
-        self._order(op="start", worker=order.worker, rank=order.rank, local_rank=order.local_rank, round=order.round)
+        self._order(op="start", worker=order.worker, rank=order.rank, local_rank=order.local_rank, round=order.round,
+                    threads=order.threads)
 
     def signal(self, worker: str, number: int) -> None:
         """Send a signal to a worker, if it is still there."""

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import traceback
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from hvtrain.control import process
@@ -83,7 +84,9 @@ class Warm:
         if command["op"] == "load":
             self._load(Boot.from_json(command["boot"]))
         elif command["op"] == "start":
-            self._start(command["worker"], (command["rank"], command["local_rank"], command["round"]))
+            assert self._boot is not None
+            boot = replace(self._boot, threads=command["threads"])
+            self._start(boot, command["worker"], (command["rank"], command["local_rank"], command["round"]))
         elif command["op"] == "signal":
             for pid, worker in self._workers.items():
                 if worker == command["worker"]:
@@ -111,13 +114,12 @@ class Warm:
             notice = f"workers are started with spawn instead of fork, because {why_not_fork}"
         self._say(op="loaded", notice=notice)
 
-    def _start(self, worker: str, place: tuple[int, int, int]) -> None:
+    def _start(self, boot: Boot, worker: str, place: tuple[int, int, int]) -> None:
         """``place``: rank, local rank and round that the worker is started for."""
-        assert self._boot is not None
-        pid = (self._spawn_worker if self._spawn else self._fork_worker)(worker, place)
+        pid = (self._spawn_worker if self._spawn else self._fork_worker)(boot, worker, place)
         self._workers[pid] = worker
 
-    def _fork_worker(self, worker: str, place: tuple[int, int, int]) -> int:
+    def _fork_worker(self, boot: Boot, worker: str, place: tuple[int, int, int]) -> int:
         parent = os.getpid()
         sys.stdout.flush()  # what the user's module has printed must not be printed by every child again
         sys.stderr.flush()
@@ -134,7 +136,7 @@ class Warm:
             os.close(self._wake_write)
             from hvtrain.control.worker import main
 
-            code = main(self._boot, worker, *place, said=self._noise.text())
+            code = main(boot, worker, *place, said=self._noise.text())
         except BaseException:  # noqa: BLE001 - a forked child must never return into the parent's code
             traceback.print_exc()
         finally:
@@ -142,11 +144,11 @@ class Warm:
             sys.stderr.flush()
             os._exit(code)
 
-    def _spawn_worker(self, worker: str, place: tuple[int, int, int]) -> int:
+    def _spawn_worker(self, boot: Boot, worker: str, place: tuple[int, int, int]) -> int:
         child = subprocess.Popen([sys.executable, "-m", "hvtrain.control.spawned", str(os.getpid())],
-                                 stdin=subprocess.PIPE, pass_fds=self._boot.snapshots if self._boot else ())
-        assert child.stdin is not None and self._boot is not None
-        child.stdin.write(json.dumps({"boot": self._boot.to_json(), "worker": worker, "place": place}).encode())
+                                 stdin=subprocess.PIPE, pass_fds=boot.snapshots)
+        assert child.stdin is not None
+        child.stdin.write(json.dumps({"boot": boot.to_json(), "worker": worker, "place": place}).encode())
         child.stdin.close()
         child.returncode = 0  # reaped below by pid; keeps Popen from waiting for it a second time
         return child.pid

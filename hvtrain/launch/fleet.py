@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import replace
 from typing import Sequence
 
 from hvtrain.control.client import Address
@@ -74,12 +73,10 @@ class Fleet:
             raise
         return trouble or found
 
-    def record(self, member: Member, met: Met) -> dict:
+    def record(self, member: Member) -> dict:
         """What the agent is told: its job."""
-        job, host = self.launch.job, member.host
+        host = member.host
         boot = self.launch.boot(self._address, host.slots)
-        if job.launch.threads == "auto":
-            boot = replace(boot, threads=max(1, int(met.report.get("cores", 1)) // host.slots))
         return {"boot": boot.to_json(), "name": member.name, "host": host.name.rpartition("@")[2], "slots": host.slots,
                 "job_digest": self.launch.digest}
 

@@ -13,6 +13,7 @@ import asyncio
 from dataclasses import replace
 from typing import Callable, Sequence
 
+from hvtrain.config import Job
 from hvtrain.config.rules import conflicts
 from hvtrain.control import auth
 from hvtrain.errors import ConfigError, EnvironmentNotReady, Problem, UsageError
@@ -47,7 +48,7 @@ async def run(launch: JobLaunch, hosts: Sequence[HostSlots] | None, script: Scri
     party = await contact.meet_all(hosts)
     try:
         network = await _prepare(party, hosts, launch, tolerant=script is not None)
-        launch = _settled(launch, list(party.met), network, follow)
+        launch = _settled(launch, party, network, follow)
         _greet(console.say, party, network)
     except BaseException:
         await party.close()
@@ -94,9 +95,10 @@ async def _prepare(party: Party, hosts: Sequence[HostSlots], launch: JobLaunch, 
     raise EnvironmentNotReady(text)
 
 
-def _settled(launch: JobLaunch, hosts: Sequence[HostSlots], network: Network, follow: bool) -> JobLaunch:
+def _settled(launch: JobLaunch, party: Party, network: Network, follow: bool) -> JobLaunch:
     """The job on these hosts. Raises ConfigError, UsageError where it cannot be on so many workers."""
-    job = launch.job
+    job, hosts = _with_threads(launch.job, party), list(party.met)
+    launch = replace(launch, job=job)
     slots = sum(host.slots for host in hosts)
     workers = min(slots, job.elastic.max_workers or slots) if follow else launch.workers
     sized = job.model_copy(update={"launch": job.launch.model_copy(update={"workers": workers})})
@@ -113,6 +115,14 @@ def _settled(launch: JobLaunch, hosts: Sequence[HostSlots], network: Network, fo
         raise UsageError("over several hosts the number of stages is not found out by itself. Give it: hybrid.stages=N "
                          "(hvtrain plan says which)")
     return settle(launch, Ground(workers, slots=stages * max(host.slots for host in hosts), hosts=len(hosts)))
+
+
+def _with_threads(job: Job, party: Party) -> Job:
+    """``launch.threads: auto`` is the least that a slot has anywhere: see :mod:`hvtrain.control.shares`."""
+    if job.launch.threads != "auto":
+        return job
+    least = min(max(1, int(met.report.get("cores", 1)) // host.slots) for host, met in party.met.items())
+    return job.model_copy(update={"launch": job.launch.model_copy(update={"threads": least})})
 
 
 def _greet(say: Callable[[str], None], party: Party, network: Network) -> None:

@@ -149,7 +149,7 @@ class Member:
             if met.report.get("leftover") and await self._rejoins():
                 met.link.tell(op="watch")
             else:
-                met.link.tell(op="agent", record=self._fleet.record(self, met))
+                met.link.tell(op="agent", record=self._fleet.record(self))
             while (message := await met.link.hear())["op"] != "ended":
                 if message["op"] == "alive":
                     met.link.tell(op="kill")

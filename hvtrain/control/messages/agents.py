@@ -11,7 +11,7 @@ from hvtrain.control.messages.base import Beat, Count, Event, Exit, Handle, Mess
 
 class AgentHello(Message):
     """First message of an agent. ``job_digest`` shows that all agents were started with the same job; one without
-    ``slots`` stands by for as long as the job lasts."""
+    ``slots`` stands by for as long as the job lasts. ``threads``: what each of its workers could compute with."""
 
     type: Literal["agent_hello"] = "agent_hello"
     agent: Handle
@@ -20,6 +20,7 @@ class AgentHello(Message):
     pid: Count
     version: str = Field(max_length=50)
     job_digest: str = Field(max_length=64)
+    threads: int = Field(1, ge=1, le=65536)
 
 
 class JobAsk(Message):
@@ -57,7 +58,7 @@ class Start(Message):
     """To an agent: fork (or spawn) this worker.
 
     ``rank`` is provisional and names its log; ``local_rank`` chooses its device; ``round`` is the first that it can
-    be in.
+    be in; ``threads``: how many it computes with.
     """
 
     type: Literal["start"] = "start"
@@ -65,6 +66,7 @@ class Start(Message):
     rank: Count
     local_rank: Count = 0
     round: int = Field(1, ge=1)
+    threads: int = Field(1, ge=1, le=65536)
 
 
 class Kill(Message):
