@@ -244,7 +244,7 @@ def test_a_spare_host_takes_the_place_of_a_lost_one_and_no_bit_changes(job, net,
 
 @pytest.mark.soak
 def test_replicas_of_two_stages_over_hosts(job, net, tmp_path):
-    settings = (*WHOLE, "train.steps=120", "elastic.replace_timeout=60s",
+    settings = (*WHOLE, "train.steps=120", "elastic.replace_timeout=60s", "elastic.min_workers=2",
                 "hybrid={stages: 2, microbatches: 4, split: [2, 2], devices: cpu}")
     calm = HostRun(tmp_path, net, "calm")
     calm.run(*settings, "comm.shared_memory=false", workers=2)
