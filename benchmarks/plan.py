@@ -12,7 +12,7 @@ import os
 import signal
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from hvtrain.config import load  # noqa: E402 - of this checkout
 from hvtrain.hybrid.cluster import Cluster  # noqa: E402
 from hvtrain.hybrid.measurement import Measurement  # noqa: E402
 from hvtrain.hybrid.prediction import Prediction, Shape, predict  # noqa: E402
+from hvtrain.hybrid.speeds import Speeds, seconds  # noqa: E402
 from hvtrain.launch import measurer  # noqa: E402
 
 BATCH = {"charlm": 16, "mlp": 128}
@@ -37,21 +38,21 @@ SHAPES = (Shape(1, 1, 1), Shape(2, 1, 1), Shape(1, 1, 4), Shape(1, 2, 2), Shape(
 
 @dataclass(frozen=True)
 class Case:
-    """A shape, its prediction, and the seconds of its steps in each run."""
+    """A shape; and of each repeat its prediction, and the seconds of its steps."""
 
     shape: Shape
-    prediction: Prediction
+    predictions: list[Prediction]
     seconds: list[float]
 
     @property
-    def error(self) -> float:
-        """By how much the prediction is above the median, as a fraction of it."""
-        return self.prediction.seconds / statistics.median(self.seconds) - 1
+    def errors(self) -> list[float]:
+        """By how much the predictions are above what was measured right after, as fractions of it."""
+        return [found.seconds / seconds - 1 for found, seconds in zip(self.predictions, self.seconds)]
 
     def to_json(self) -> dict[str, Any]:
-        return {"shape": vars(self.shape), "predicted": self.prediction.seconds, "compute": self.prediction.compute,
-                "waiting": self.prediction.waiting, "update": self.prediction.update, "split": self.prediction.split,
-                "measured": self.seconds, "error": self.error}
+        return {"shape": vars(self.shape), "measured": self.seconds, "errors": self.errors, "predicted": [
+            {"seconds": found.seconds, "compute": found.compute, "waiting": found.waiting, "update": found.update,
+             "split": found.split} for found in self.predictions]}
 
 
 def main() -> int:
@@ -61,24 +62,27 @@ def main() -> int:
     report: dict[str, Any] = {"machine": contestants.machine(), "repeats": args.repeats, "workloads": {}}
     print(f"{report['machine']['cpu']}, {cores} cores, torch {report['machine']['torch']}, {report['machine']['date']}")
     for name in args.workloads or BATCH:
-        measurement = measured(name, cores)
-        cluster = Cluster(devices=cores, cores=cores, parallel=measurement.parallel)
-        cases = [Case(shape, predict(measurement.costs, cluster, shape, BATCH[name]), []) for shape in SHAPES]
-        for number in range(args.repeats):
+        cluster = Cluster(devices=cores, cores=cores)
+        cases = [Case(shape, [], []) for shape in SHAPES]
+        found: list[Speeds] = []
+        for number in range(args.repeats):  # each with a measurement of its own: machines have moods
+            found.append(measured(name, cores).speeds)
             for case in cases:
+                case.predictions.append(predict(found[-1], cluster, case.shape, BATCH[name]))
                 case.seconds.append(_step(name, case, args))
                 if args.verbose:
-                    print(f"  {number} {_name(case.shape)}: {case.seconds[-1] * 1000:.1f} ms", file=sys.stderr, flush=True)
-        report["workloads"][name] = {"parallel": measurement.parallel, "slope": measurement.costs.slope,
-                                     "layers": len(measurement.costs.layers), "cases": [case.to_json() for case in cases]}
-        print(_table(name, measurement, cases), flush=True)
-        if args.json:  # after each, so that an interrupted measurement is not lost
-            Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+                    print(f"  {number} {_name(case.shape)}: {case.predictions[-1].seconds * 1000:.1f} ms predicted, "
+                          f"{case.seconds[-1] * 1000:.1f} ms", file=sys.stderr, flush=True)
+            report["workloads"][name] = {"speeds": [asdict(speeds) for speeds in found],
+                                         "cases": [case.to_json() for case in cases]}
+            if args.json:  # after each, so that an interrupted measurement is not lost
+                Path(args.json).write_text(json.dumps(report, indent=1) + "\n")
+        print(_table(name, found[-1], cases), flush=True)
     return 0
 
 
 def measured(name: str, cores: int) -> Measurement:
-    """As `hvtrain plan` measures it, with micro-batches of a quarter."""
+    """As `hvtrain plan` measures it."""
     job = load(HERE / "job.yaml", [*_overrides(name), "task.args.steps=4", "hybrid={}"])
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE.parent), os.environ.get("PYTHONPATH")]))
     return measurer.obtain(job, str(HERE), workers=1, threads=cores, fresh=True)
@@ -95,7 +99,7 @@ def _step(name: str, case: Case, args: argparse.Namespace) -> float:
     shape, steps = case.shape, args.steps
     hybrid: list[str] = []
     if shape.stages > 1 or shape.recompute:
-        split = ",".join(map(str, case.prediction.split))
+        split = ",".join(map(str, case.predictions[-1].split))
         hybrid = [f"hybrid.stages={shape.stages}", f"hybrid.microbatches={shape.microbatches}", f"hybrid.split=[{split}]",
                   f"hybrid.recompute={str(shape.recompute).lower()}", f"hybrid.schedule={shape.schedule}"]
     elif shape.microbatches > 1:
@@ -110,17 +114,33 @@ def _name(shape: Shape) -> str:
     return " ".join([f"{shape.replicas} x {shape.stages}, {shape.microbatches}", *more])
 
 
-def _table(name: str, measurement: Measurement, cases: list[Case]) -> str:
-    costs = measurement.costs
-    lines = [f"\n{name}: {len(costs.layers)} layers, {BATCH[name]} samples a step, slope {costs.slope:.2f}, parallel "
-             f"{measurement.parallel:.2f}",
-             "| replicas x stages, micro-batches | predicted ms | measured ms (median, min, max) | error |",
+def _table(name: str, speeds: Speeds, cases: list[Case]) -> str:
+    lines = [f"\n{name}: {len(speeds.largest.layers)} layers, {BATCH[name]} samples a step; the last measurement:",
+             *_conditions(speeds), "",
+             "| replicas x stages, micro-batches | predicted ms (median, min, max) | measured ms | error |",
              "|---|---|---|---|"]
     for case in cases:
-        times = [1000 * seconds for seconds in case.seconds]
-        lines.append(f"| {_name(case.shape)} | {1000 * case.prediction.seconds:.1f} | {statistics.median(times):.1f}, "
-                     f"{min(times):.1f}, {max(times):.1f} | {case.error:+.0%} |")
+        predicted = _spread([1000 * found.seconds for found in case.predictions], ".0f")
+        times = _spread([1000 * seconds for seconds in case.seconds], ".0f")
+        lines.append(f"| {_name(case.shape)} | {predicted} | {times} | {_spread(case.errors, '+.0%')} |")
     return "\n".join(lines)
+
+
+def _spread(values: list[float], form: str) -> str:
+    return ", ".join(format(value, form) for value in (statistics.median(values), min(values), max(values)))
+
+
+def _conditions(speeds: Speeds) -> list[str]:
+    """What was measured, as a line for each number of samples."""
+    each = speeds.each
+    lines = []
+    for costs in speeds.alone:
+        number = costs.batch
+        wide, others = (speeds.at(number, threads) for threads in (speeds.threads, each))
+        lines.append(f"- {number} samples: {1000 * seconds(costs):.1f} ms; with {speeds.threads} threads "
+                     f"{1000 * seconds(wide):.1f}; {speeds.at_once} at once "
+                     f"{1000 * seconds(others) * speeds.slowdown(number, speeds.at_once, each):.1f}")
+    return lines
 
 
 def _arguments() -> argparse.Namespace:

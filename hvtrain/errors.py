@@ -109,6 +109,12 @@ class UserCodeError(HvtrainError):
         super().__init__(message)
 
 
+class Uncuttable(UserCodeError, UsageError):
+    """The model cannot be cut into the stages that the job asks for; without stages it can be trained as it is."""
+
+    exit_code = ExitCode.USAGE
+
+
 class CheckpointError(HvtrainError):
     """Base of everything that goes wrong with durable checkpoints."""
 

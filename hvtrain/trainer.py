@@ -15,6 +15,7 @@ from hvtrain.engine import rounds
 from hvtrain.engine import world as worlds
 from hvtrain.engine.machine import cores
 from hvtrain.errors import ExitCode, UsageError
+from hvtrain.hybrid import openings
 from hvtrain.loop import Loop, Outcome
 from hvtrain.report.reporter import Reporter
 from hvtrain.session import QuietSession
@@ -30,6 +31,8 @@ class Trainer:
 
         job = Job.model_validate({"task": {"target": "script:task"}, "train": {"epochs": 2}})
         outcome = Trainer(job, MyTask()).fit()
+
+    What ``job.hybrid`` leaves open is settled as ``hvtrain run`` does, save for what takes a measurement of the model.
 
     Args:
         job: the job; ``job.task`` is not looked at, because ``task`` is here already.
@@ -49,6 +52,7 @@ class Trainer:
         Ctrl-C and SIGTERM stop after a checkpoint; ``stopped`` of the result tells. A second Ctrl-C does not wait.
 
         Raises:
+            UsageError: the job is for another number of processes, or ``hybrid`` leaves open what has to be measured.
             Diverged, UserCodeError, CheckpointError, RoundBroken, and whatever the task raises.
         """
         host = hosting.current()
@@ -56,6 +60,7 @@ class Trainer:
             return host.train(lambda job: self._task, None, given=layers.explicit(self._job), defaults={},
                               callbacks=self._callbacks)
         place = place_from_environment(self._job)
+        self._job = openings.without_measuring(self._job, place.size)
         wanted = self._job.launch.workers
         if wanted is not None and wanted != place.size:
             raise UsageError(f"launch.workers is {wanted}, but this script runs as {place.size} process"

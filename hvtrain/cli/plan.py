@@ -27,8 +27,9 @@ def plan(config: str, overrides: tuple[str, ...], nodes: int, devices: int | Non
          link: str | None, speed: float, every: bool, fresh: bool, as_json: bool) -> None:
     """Compare ways to lay the job file CONFIG out over machines that need not be there.
 
-    The model is measured here, in some seconds: the time of each layer, forward and backward, its parameters and
-    activations. From that the time of a step is predicted for data parallelism and for layers split into stages, over
+    The model is measured here, in ten seconds or some more: the time of each layer, forward and backward, its parameters
+    and activations, with small and large micro-batches; on a processor also with all threads, and while others compute,
+    as stages and replicas do. From that the time of a step is predicted for data parallelism and for layers split into stages, over
     numbers of micro-batches, with recomputation and with gradient codecs; and the memory that each device needs. One
     shape is recommended, with the reason and the command that trains so.
 
@@ -51,7 +52,7 @@ def plan(config: str, overrides: tuple[str, ...], nodes: int, devices: int | Non
     wishes = planning.Wishes(nodes, devices, _memory(memory), _rate(bandwidth, "--bandwidth"), _rate(link, "--link"), speed)
     found = planning.draw_up(config, overrides, wishes, fresh=fresh, say=lambda words: click.echo(words, err=True))
     if as_json:
-        click.echo(json.dumps({**tables.to_json(found.plan, found.measurement.costs), "command": found.command,
+        click.echo(json.dumps({**tables.to_json(found.plan, found.measurement.speeds), "command": found.command,
                                "given": found.given}, indent=1))
         return
     given = f"{found.given}\n\n" if found.given else ""

@@ -4,6 +4,12 @@ Two stages, two micro-batches, backward twice as long as forward, 1f1b::
 
     stage 0  F0 F1 .. .. B0 B0 .. B1 B1      a pass starts when its stage is free and its neighbour's pass has arrived:
     stage 1  .. F0 B0 B0 F1 B1 B1 .. ..      forward from the stage before, backward from the one after
+
+Stages that share a processor slow each other down while they compute at once. All of them by the same factor, so what
+begins and ends before what stays the same, and the step above is only stretched, here by 1.5 where both are at work::
+
+    stage 0  F0 F1 .. .. B0   B0    .. B1 B1
+    stage 1  .. F0  B0 B0  F1    B1 B1 .. ..
 """
 
 from __future__ import annotations
@@ -36,7 +42,7 @@ class Makespan:
 
 
 def step_time(name: str, forward: Sequence[float], backward: Sequence[float], transfer: Sequence[float],
-              microbatches: int) -> Makespan:
+              microbatches: int, slowdown: Sequence[float] = ()) -> Makespan:
     """Run the schedule ``name`` over ``microbatches``, all of one size.
 
     Args:
@@ -44,6 +50,8 @@ def step_time(name: str, forward: Sequence[float], backward: Sequence[float], tr
             in it.
         transfer: seconds that a micro-batch takes over each border between two stages, one less than stages. It delays
             the stage that waits for it, and keeps neither of the two from computing.
+        slowdown: how many times as long things take while 1, 2, ... stages compute; empty where they take no notice of
+            each other.
 
     Raises UsageError where the lengths do not fit, a time is below 0 or not finite, or the schedule is unknown.
     """
@@ -57,6 +65,7 @@ def step_time(name: str, forward: Sequence[float], backward: Sequence[float], tr
     ended: dict[str, list[list[float]]] = {kind: [[] for _ in range(stages)] for kind in lasts}  # [stage][micro-batch]
     todo = [deque(passes(name, stage, stages, microbatches)) for stage in range(stages)]
     free = [0.0] * stages
+    spans: list[tuple[float, float, int]] = []  # from, to, stage
     waiting = deque(range(stages))  # stages whose next pass may have become possible; each runs on as far as it can
     while waiting:
         stage = waiting.popleft()
@@ -66,10 +75,33 @@ def step_time(name: str, forward: Sequence[float], backward: Sequence[float], tr
             if theirs is not None and one.microbatch >= len(ends[theirs]):
                 break
             arrives = 0.0 if theirs is None else ends[theirs][one.microbatch] + transfer[min(stage, theirs)]
-            free[stage] = max(free[stage], arrives) + lasts[one.kind][stage]
+            begin = max(free[stage], arrives)
+            free[stage] = begin + lasts[one.kind][stage]
+            spans.append((begin, free[stage], stage))
             ends[stage].append(free[stage])
             todo[stage].popleft()
             waiting.extend(other for other in (stage - 1, stage + 1) if 0 <= other < stages and other not in waiting)
     assert not any(todo), f"{name} waits for itself"
+    if slowdown:
+        return _stretched(spans, free, slowdown)
     busy = tuple(microbatches * (forth + back) for forth, back in zip(forward, backward))
     return Makespan(max(free), busy, tuple(free))
+
+
+def _stretched(spans: Sequence[tuple[float, float, int]], ends: Sequence[float], slowdown: Sequence[float]) -> Makespan:
+    """The step of ``spans`` where the clock runs slower the more stages compute."""
+    changes: dict[float, int] = {0.0: 0}
+    for begin, end, _ in spans:
+        changes[begin] = changes.get(begin, 0) + 1
+        changes[end] = changes.get(end, 0) - 1
+    real: dict[float, float] = {}
+    now = before = 0.0
+    computing = 0
+    for at in sorted(changes):
+        now += (at - before) * (slowdown[computing - 1] if computing else 1.0)
+        real[at], before = now, at
+        computing += changes[at]
+    busy = [0.0] * len(ends)
+    for begin, end, stage in spans:
+        busy[stage] += real[end] - real[begin]
+    return Makespan(now, tuple(busy), tuple(real[end] for end in ends))

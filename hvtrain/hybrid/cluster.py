@@ -35,8 +35,6 @@ class Cluster:
         link: bytes per second between the devices of a node.
         latency: seconds that a reduction takes at least.
         cores: of a node, where its devices are threads of the processor; None for devices of their own, such as GPUs.
-        parallel: the part of the computation that threads share (Amdahl's law): with t threads it takes
-            1 - parallel + parallel / t of the time that was measured with one.
         speed: how many times as fast as the measured one a device is.
     """
 
@@ -47,16 +45,11 @@ class Cluster:
     link: float = LINK
     latency: float = LATENCY
     cores: int | None = None
-    parallel: float = 0.0
     speed: float = 1.0
 
     def threads(self, computing: int) -> int:
         """Threads that each of ``computing`` devices of a node has; 1 where a device is no thread of the processor."""
         return 1 if self.cores is None else max(1, self.cores // computing)
-
-    def pace(self, threads: int) -> float:
-        """How many times as fast as measured a device with so many threads computes."""
-        return self.speed / (1 - self.parallel + self.parallel / threads)
 
 
 def bytes_per_second(text: str) -> float:

@@ -31,8 +31,7 @@ class ModelCosts:
 
     ``state`` is the bytes of the optimizer's state, and of averaged weights, for each byte of parameters (Adam: 2);
     ``update`` the seconds that an optimizer step over all parameters takes; ``overhead`` the seconds of a micro-batch that
-    belong to no layer. ``slope``, 0 to 1, says which part of a layer's time grows with the number of samples: seconds(n) =
-    seconds * (1 - slope + slope * n / batch). ``input`` is the bytes that enter the first layer.
+    belong to no layer. ``input`` is the bytes that enter the first layer.
     """
 
     layers: tuple[LayerCost, ...]
@@ -41,28 +40,26 @@ class ModelCosts:
     state: float = 0.0
     update: float = 0.0
     overhead: float = 0.0
-    slope: float = 1.0
     input: int = 0
 
     def at(self, samples: int) -> ModelCosts:
-        """The same model with micro-batches of ``samples``: what depends on their number is scaled, bytes rounded up.
+        """The same model with micro-batches of ``samples``, seconds and bytes in proportion, bytes rounded up.
 
-        ``update`` and ``overhead`` stay as they are. Raises UsageError for less than one sample.
+        ``update`` and ``overhead`` stay as they are. :class:`hvtrain.hybrid.speeds.Speeds` knows better what a small
+        micro-batch takes. Raises UsageError for less than one sample.
         """
         if samples < 1:
             raise UsageError(f"A micro-batch has at least 1 sample, got {samples}.")
         if samples == self.batch:
             return self
-        varying = self.slope * samples / self.batch
-        factor = 1 - self.slope + varying
+        factor = samples / self.batch
 
         def scaled(size: int) -> int:
             return -(-size * samples // self.batch)
 
         layers = tuple(replace(layer, forward=layer.forward * factor, backward=layer.backward * factor,
                                saved=scaled(layer.saved), output=scaled(layer.output)) for layer in self.layers)
-        return replace(self, layers=layers, batch=samples, slope=varying / factor if factor else 0.0,
-                       input=scaled(self.input))
+        return replace(self, layers=layers, batch=samples, input=scaled(self.input))
 
     def to_json(self) -> str:
         """As text; :meth:`from_json` reads it."""

@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 import hvtrain
 from hvtrain.config import Job
 from hvtrain.hybrid.costs import ModelCosts
+from hvtrain.hybrid.speeds import Speeds
 
 FILE_NAME = "profile.json"
 
@@ -31,8 +32,7 @@ class Measurement:
     """What was found on the machine that measured.
 
     Attributes:
-        costs: of the model's layers, with one thread where the device is the processor.
-        parallel: the part of the computation that threads share (:class:`hvtrain.hybrid.cluster.Cluster`).
+        speeds: what the model's layers take, by samples, threads, and how many compute at once.
         gpus: GPUs that the framework has; 0 where it computes on the processor.
         memory: bytes of the smallest of them; None without any.
         key: of the job and the machine (:func:`key`).
@@ -40,13 +40,17 @@ class Measurement:
         whole: why the model cannot be cut, where it was measured as one layer.
     """
 
-    costs: ModelCosts
-    parallel: float = 0.0
+    speeds: Speeds
     gpus: int = 0
     memory: int | None = None
     key: str = ""
     code: Mapping[str, str] = field(default_factory=dict)
     whole: str = ""
+
+    @property
+    def costs(self) -> ModelCosts:
+        """Of the largest micro-batch that was measured: the model's layers and sizes."""
+        return self.speeds.largest
 
     def is_of(self, job: Job, hardware: str) -> bool:
         """Whether ``job`` would be measured alike on such ``hardware``, with the code as it is now."""
@@ -63,12 +67,6 @@ class Measurement:
             return TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
             raise ValueError(f"no measurement of a model: {error}") from None
-
-
-def shared_part(one: ModelCosts, many: ModelCosts, threads: int) -> float:
-    """The part of a computation that threads share, from its times with one and with ``threads`` (Amdahl's law)."""
-    alone, together = (sum(layer.forward + layer.backward for layer in costs.layers) for costs in (one, many))
-    return min(1.0, max(0.0, (1 - together / alone) / (1 - 1 / threads))) if alone > 0 else 0.0
 
 
 def key(job: Job, hardware: str) -> str:

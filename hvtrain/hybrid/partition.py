@@ -27,6 +27,7 @@ from typing import Callable, Sequence
 import numpy as np
 
 from hvtrain.errors import UsageError
+from hvtrain.hybrid import splits
 from hvtrain.hybrid.costs import ModelCosts
 
 _ROWS = 64  # of a table in one go: with 1,000 columns they stay in the processor's cache
@@ -75,9 +76,7 @@ def partition(costs: ModelCosts, devices: Sequence[Device], *, in_flight: Sequen
     """
     sizes = _Sizes(costs, devices, in_flight, microbatch, recompute)
     layers, stages = len(costs.layers), len(devices)
-    if layers < stages:
-        raise UsageError(f"{stages} stages need at least {stages} layers, but the model can be cut into {layers} only. "
-                         f"Set hybrid.stages to at most {layers}.")
+    splits.check_stages(stages, [layer.name for layer in costs.layers])
     longest = float(_table(sizes.seconds, stages, layers, np.maximum)[0, 0])
     if math.isinf(longest):
         roomiest = sizes.appraise(_walk(sizes.fill, stages, layers, np.maximum))
@@ -100,10 +99,9 @@ def appraise(costs: ModelCosts, devices: Sequence[Device], split: Sequence[int],
     Raises UsageError where it does not fit the model, the devices or their memory.
     """
     sizes = _Sizes(costs, devices, in_flight, microbatch, recompute)
-    if len(split) != len(devices) or min(split) < 1 or sum(split) != len(costs.layers):
-        raise UsageError(
-            f"hybrid.split must give each of {len(devices)} stages at least one layer and use all {len(costs.layers)}; "
-            f"got {[*split]}, which is {sum(split)} layers in {len(split)} stages.")
+    if len(split) != len(devices):
+        raise UsageError(f"hybrid.split makes {len(split)} stages, but there are {len(devices)} devices")
+    splits.check(split, [layer.name for layer in costs.layers])
     found = sizes.appraise(split)
     if any(used > sizes.limit(stage) for stage, used in enumerate(found.memory)):
         raise sizes.too_little(found, "The model does not fit its devices: with")

@@ -15,8 +15,8 @@ from typing import Iterator, Sequence
 
 from hvtrain.errors import UsageError
 from hvtrain.hybrid.cluster import Cluster
-from hvtrain.hybrid.costs import ModelCosts
 from hvtrain.hybrid.prediction import Prediction, Shape, predict
+from hvtrain.hybrid.speeds import Speeds
 
 HARDLY = 0.03
 """A simpler shape that takes so much longer, as a fraction, is preferred: predictions are not better than that."""
@@ -61,13 +61,13 @@ class Plan:
     reason: str
 
 
-def plan(costs: ModelCosts, cluster: Cluster, global_batch: int, choice: Choice) -> Plan:
+def plan(speeds: Speeds, cluster: Cluster, global_batch: int, choice: Choice) -> Plan:
     """Predict all shapes of ``choice`` and recommend one.
 
     Raises UsageError where none is possible, or none fits the memory; it says how much is needed at least.
     """
-    predictions = tuple(predict(costs, cluster, shape, global_batch, choice.split)
-                        for shape in shapes(cluster, len(costs.layers), global_batch, choice))
+    predictions = tuple(predict(speeds, cluster, shape, global_batch, choice.split)
+                        for shape in shapes(cluster, len(speeds.largest.layers), global_batch, choice))
     best = recommend(predictions, cluster)
     return Plan(cluster, global_batch, predictions, best, reason(predictions, best, cluster))
 

@@ -21,6 +21,7 @@ from hvtrain.hybrid.cluster import Cluster
 from hvtrain.hybrid.costs import LayerCost, ModelCosts
 from hvtrain.hybrid.partition import Device, Partition, appraise, partition
 from hvtrain.hybrid.schedule import peak
+from hvtrain.hybrid.speeds import Speeds
 
 BYTES_SENT = {"none": 1.0, "fp16": 0.5, "bf16": 0.5, "int8": 0.25}
 """Of each byte of float32 gradients, what crosses the network with each ``comm.codec``."""
@@ -78,7 +79,7 @@ class Prediction:
         return not self.problem
 
 
-def predict(costs: ModelCosts, cluster: Cluster, shape: Shape, global_batch: int,
+def predict(speeds: Speeds, cluster: Cluster, shape: Shape, global_batch: int,
             split: Sequence[int] | None = None) -> Prediction:
     """The step of ``global_batch`` samples; ``split`` None for the best one.
 
@@ -90,18 +91,21 @@ def predict(costs: ModelCosts, cluster: Cluster, shape: Shape, global_batch: int
     here = -(-shape.replicas // cluster.nodes)  # replicas of a node
     threads = cluster.threads(here * shape.stages)
     samples = -(-share // shape.microbatches)
-    costs, found, problem, clock = _compute(costs, cluster, replace(shape, codec="none"), samples, threads,
+    costs, found, problem, clock = _compute(speeds, cluster, replace(shape, codec="none"), samples, threads,
                                             tuple(split) if split is not None else None)
     stages = _stages(costs.layers, found.split)
+    whole = sum(layer.parameters for layer in costs.layers)
     compute = clock.seconds
     crowded = cluster.cores is not None and here * shape.stages > cluster.cores
-    if cluster.cores is not None:
-        compute = max(compute, here * math.fsum(clock.busy) / cluster.cores)
-    rate = _seconds_per_byte(cluster, shape, here)
-    communication, ended = _reduce(stages, clock, rate)
-    waiting = max(0.0, ended - clock.seconds) + (cluster.latency if shape.replicas > 1 else 0.0)
-    update = _update(costs, cluster, stages)
-    whole = sum(layer.parameters for layer in costs.layers)
+    within, between = _seconds_per_byte(cluster, shape, here)
+    communication, ended = _reduce(stages, clock, within + between)
+    waiting = max(0.0, ended - clock.seconds)
+    if cluster.cores is not None and threads * here * shape.stages >= cluster.cores:
+        # Who adds up gradients takes a core from who computes, so nothing of that is hidden.
+        waiting = max(waiting, within * whole)
+    waiting += cluster.latency if shape.replicas > 1 else 0.0
+    update = _update(costs, cluster, stages) * (
+        speeds.update_slowdown(samples, here, threads) if cluster.cores is not None else 1.0)
     crossing = 2 * (cluster.nodes - 1) / cluster.nodes * BYTES_SENT[shape.codec] if shape.replicas > 1 else 0.0
     return Prediction(
         shape, found.split, compute + waiting + update, compute, communication, waiting,
@@ -110,24 +114,36 @@ def predict(costs: ModelCosts, cluster: Cluster, shape: Shape, global_batch: int
 
 
 @lru_cache(maxsize=512)  # shapes differ in their codec only, again and again
-def _compute(costs: ModelCosts, cluster: Cluster, shape: Shape, samples: int, threads: int,
+def _compute(speeds: Speeds, cluster: Cluster, shape: Shape, samples: int, threads: int,
              split: tuple[int, ...] | None) -> tuple[ModelCosts, Partition, str, Makespan]:
     """Costs as they are with micro-batches of ``samples``, the split, why it does not fit if it does not, and the passes."""
-    costs = _at_pace(costs.at(samples), cluster.pace(threads))
+    costs = _at_speed(speeds.at(samples, threads), cluster.speed)
     kept = [peak(shape.schedule, stage, shape.stages, shape.microbatches) for stage in range(shape.stages)]
     found, problem = _partition(costs, cluster, shape, kept, split)
     stages = _stages(costs.layers, found.split)
     forward = [math.fsum(layer.forward for layer in stage) for stage in stages]
-    backward = [math.fsum(layer.backward + shape.recompute * layer.forward for layer in stage) for stage in stages]
+    again = [shape.recompute and (speeds.last_recomputes or stage is not stages[-1]) for stage in stages]
+    backward = [math.fsum(layer.backward + twice * layer.forward for layer in stage) for stage, twice in zip(stages, again)]
     carried = [0.0 if cluster.cores is not None else stage[-1].output / cluster.link for stage in stages[:-1]]
-    return costs, found, problem, step_time(shape.schedule, forward, backward, carried, shape.microbatches)
+    slowdown = _slowdown(speeds, cluster, shape, samples, threads)
+    return costs, found, problem, step_time(shape.schedule, forward, backward, carried, shape.microbatches, slowdown)
 
 
-def _at_pace(costs: ModelCosts, pace: float) -> ModelCosts:
-    """In seconds of a device that is ``pace`` times as fast. What belongs to no layer counts for the last one."""
-    layers = [replace(layer, forward=layer.forward / pace, backward=layer.backward / pace) for layer in costs.layers]
-    layers[-1] = replace(layers[-1], forward=layers[-1].forward + costs.overhead / pace)
-    return replace(costs, layers=tuple(layers), update=costs.update / pace)
+def _at_speed(costs: ModelCosts, speed: float) -> ModelCosts:
+    """In seconds of a device that is ``speed`` times as fast. What belongs to no layer counts for the last one."""
+    layers = [replace(layer, forward=layer.forward / speed, backward=layer.backward / speed) for layer in costs.layers]
+    layers[-1] = replace(layers[-1], forward=layers[-1].forward + costs.overhead / speed)
+    return replace(costs, layers=tuple(layers), update=costs.update / speed)
+
+
+def _slowdown(speeds: Speeds, cluster: Cluster, shape: Shape, samples: int, threads: int) -> list[float]:
+    """By the number of a replica's stages that compute, with as many of each other replica of the node. Where there are more
+    than cores, they take turns."""
+    if cluster.cores is None:
+        return []
+    computing = [-(-shape.replicas // cluster.nodes) * count for count in range(1, shape.stages + 1)]
+    return [speeds.slowdown(samples, min(count, cluster.cores), threads) * max(1.0, count / cluster.cores)
+            for count in computing]
 
 
 def _partition(costs: ModelCosts, cluster: Cluster, shape: Shape, kept: Sequence[int],
@@ -154,14 +170,14 @@ def _stages(layers: Sequence[LayerCost], split: Sequence[int]) -> list[Sequence[
     return [layers[end - length:end] for end, length in zip(ends, split)]
 
 
-def _seconds_per_byte(cluster: Cluster, shape: Shape, here: int) -> float:
-    """What a byte of gradients takes: added up over the replicas of a node, then in a ring over the nodes.
+def _seconds_per_byte(cluster: Cluster, shape: Shape, here: int) -> tuple[float, float]:
+    """What a byte of gradients takes: to be added up over the replicas of a node; then in a ring over the nodes.
 
     A ring of n sends 2 (n - 1) / n bytes for each (Patarasuk and Yuan, 2009).
     """
     within = 2 * (here - 1) / here / cluster.link
     between = 2 * (cluster.nodes - 1) / cluster.nodes * BYTES_SENT[shape.codec] / cluster.network
-    return within + between if shape.replicas > 1 else 0.0
+    return (within, between) if shape.replicas > 1 else (0.0, 0.0)
 
 
 def _reduce(stages: Sequence[Sequence[LayerCost]], clock: Makespan, rate: float) -> tuple[float, float]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any, Sequence
 
-from hvtrain.hybrid.costs import ModelCosts
 from hvtrain.hybrid.planner import Plan, amount, describe, duration
 from hvtrain.hybrid.prediction import Prediction
+from hvtrain.hybrid.speeds import Speeds
 from hvtrain.report import table
 
 HEAD = ("", "REPLICAS x STAGES", "MICRO-BATCHES", "RECOMPUTE", "CODEC", "STEP", "SAMPLES/S", "MEMORY", "BUBBLE", "COMM",
@@ -58,9 +58,10 @@ def _row(found: Prediction, plan: Plan) -> Sequence[object]:
             duration(found.waiting))
 
 
-def to_json(plan: Plan, costs: ModelCosts) -> dict[str, Any]:
+def to_json(plan: Plan, speeds: Speeds) -> dict[str, Any]:
     """Everything that was computed with and has come out: seconds, bytes."""
-    return {"cluster": asdict(plan.cluster), "global_batch": plan.global_batch, "costs": asdict(costs),
+    return {"cluster": asdict(plan.cluster), "global_batch": plan.global_batch,
+            "costs": asdict(speeds.largest), "speeds": asdict(speeds),
             "recommended": _values(plan.best), "reason": plan.reason,
             "predictions": [_values(found) for found in plan.predictions]}
 

@@ -176,7 +176,7 @@ class _Other(_Process):
         self._check_slots()
         patience = self._launch.job.launch.start_timeout.seconds
         if settling.may_measure(self._launch.job):
-            patience += 2 * measurer.SECONDS  # the first process may have to: with one thread, and with all of a worker's
+            patience += measurer.SECONDS  # the first process may have to
         notice = await self._board.find(patience)
         if notice.address is None:
             self._dismiss_warm()

@@ -2,40 +2,33 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import subprocess
-import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import IO, Callable
+from typing import Callable
 
 from hvtrain.config import Job
-from hvtrain.control.warmstart import KEEP_MEMORY, SHARE_CORES
 from hvtrain.engine import machine
-from hvtrain.errors import EnvironmentNotReady, HvtrainError, UserCodeError
+from hvtrain.errors import EnvironmentNotReady
 from hvtrain.hybrid import measurement
-from hvtrain.hybrid.measurement import Measurement, shared_part
-from hvtrain.hybrid.measuring import Request
+from hvtrain.hybrid.costs import ModelCosts
+from hvtrain.hybrid.measurement import Measurement
+from hvtrain.hybrid.measuring import ROOM, Request
+from hvtrain.hybrid.speeds import slowest
+from hvtrain.launch import trials
 
-SECONDS = 600.0
-"""How long a measurement may take; it is a few passes of a few micro-batches."""
+SECONDS = 3 * trials.SECONDS
+"""How long all of it may take: with one thread, with all of a worker's, and several processes at once."""
 
-TAIL = 20
-"""So many of the last lines of what the process has written are shown if it ended without an answer."""
+MOST_AT_ONCE = 4
+"""Processes that measure at the same time, at most. With two they show already that they share the memory's bandwidth."""
+
+PROCESS = 500 * 10**6
+"""Bytes that a process with a framework takes before it has a model, about."""
 
 MICROBATCHES = 4
 """What a worker's share is cut into for the measurement where hybrid.microbatches says nothing."""
-
-
-class MeasurementFailed(HvtrainError):
-    """The model could not be measured; the exit code is that of the reason."""
-
-    def __init__(self, message: str, code: int):
-        self.exit_code = code
-        super().__init__(message)
 
 
 def obtain(job: Job, module_dir: str, *, workers: int, threads: int, fresh: bool = False,
@@ -56,12 +49,33 @@ def obtain(job: Job, module_dir: str, *, workers: int, threads: int, fresh: bool
     if found is not None:
         return found
     before()
-    request = Request(job, module_dir, _samples(job, workers), gpu=job.hybrid is None or not job.hybrid.on_processor)
-    found = replace(measure(request), key=measurement.key(job, hardware()))
-    if threads == 1 or found.gpus:
+    gpu = job.hybrid is None or not job.hybrid.on_processor
+    request = Request(job, module_dir, sizes(job, workers), gpu=gpu)
+    (found,) = trials.measure([request])
+    found = replace(found, key=measurement.key(job, hardware()))
+    if found.gpus:
         return found
-    several = measure(replace(request, threads=threads))
-    return replace(found, parallel=shared_part(found.costs, several.costs, threads))
+    speeds = found.speeds
+    request = replace(request, sizes=tuple(costs.batch for costs in speeds.alone))
+    if threads > 1:
+        (threaded,) = trials.measure([replace(request, threads=threads)])
+        speeds = replace(speeds, threaded=threaded.speeds.alone, threads=threads)
+    at_once = _at_once(found.costs, machine.cores())
+    if at_once > 1:  # as stages and replicas do
+        each = max(1, min(threads, machine.cores() // at_once))
+        answers = trials.measure([replace(request, threads=each, at_once=at_once)] * at_once)
+        speeds = replace(speeds, beside=slowest([answer.speeds.alone for answer in answers]), at_once=at_once, each=each)
+    return replace(found, speeds=speeds)
+
+
+def _at_once(costs: ModelCosts, cores: int) -> int:
+    """Processes that measure at the same time: as many as ``cores`` allow and memory holds.
+
+    Each has weights, gradients, their sums, the weights' copies and the optimizer's state, and activations.
+    """
+    size = sum(layer.parameters for layer in costs.layers)
+    need = PROCESS + size * (5 + 2 * costs.state) + sum(layer.saved + layer.output for layer in costs.layers)
+    return max(1, min(MOST_AT_ONCE, cores, int(ROOM * machine.memory_free() / need)))
 
 
 def hardware() -> str:
@@ -83,47 +97,11 @@ def keep(run_dir: str | os.PathLike[str], found: Measurement) -> Path:
     return path
 
 
-def _samples(job: Job, workers: int) -> int:
+def sizes(job: Job, workers: int) -> tuple[int, ...]:
+    """Samples of the micro-batches that are measured, ascending: a usual one, a quarter of it and four times as many, as far
+    as a worker's share of the global batch goes."""
     share = -(-job.data.global_batch // workers)
     wanted = job.hybrid.microbatches if job.hybrid is not None else "auto"
-    return max(1, -(-share // (wanted if isinstance(wanted, int) else MICROBATCHES)))
-
-
-def measure(request: Request) -> Measurement:
-    """Have it measured by a process of its own. Raises as :func:`obtain`."""
-    environment = {**KEEP_MEMORY, **SHARE_CORES, **os.environ, "OPENBLAS_NUM_THREADS": "1"}
-    # The answer comes in a file: one of a thousand layers would fill a pipe before anybody reads it.
-    with tempfile.TemporaryFile() as noise, tempfile.TemporaryFile() as answer:
-        command = [sys.executable, "-m", "hvtrain.hybrid.measuring", str(answer.fileno()), str(os.getpid())]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=noise, stderr=noise, pass_fds=[answer.fileno()],
-                                   env=environment)
-        try:
-            process.communicate(json.dumps(request.to_json()).encode(), timeout=SECONDS)
-        except subprocess.TimeoutExpired:
-            raise EnvironmentNotReady(f"the model was not measured within {SECONDS:g} s. Set hybrid.stages, "
-                                      "hybrid.microbatches and hybrid.split, so that nothing has to be measured.") from None
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-        said = _text(answer)
-        if not said:
-            last = _text(noise).splitlines()[-TAIL:]
-            head = f"the process that measures the model ended without an answer (status {process.returncode})."
-            raise EnvironmentNotReady("\n".join([f"{head} Its last lines:", *(f"  {line}" for line in last)]))
-    return _read(said)
-
-
-def _text(file: IO[bytes]) -> str:
-    file.seek(0)
-    return file.read().decode(errors="replace")
-
-
-def _read(said: str) -> Measurement:
-    answer = json.loads(said)
-    if "measurement" in answer:
-        return Measurement.from_json(answer["measurement"])
-    reason = f"the model could not be measured: {answer['reason']}"
-    if answer["traceback"]:
-        raise UserCodeError(reason, answer["traceback"])
-    raise MeasurementFailed(reason, answer["exit_code"])
+    usual = max(1, -(-share // (wanted if isinstance(wanted, int) else MICROBATCHES)))
+    few = {max(2, usual // 4)} if usual > 3 else set()  # normalisation needs two samples
+    return tuple(sorted({usual, min(share, 4 * usual), *few}))

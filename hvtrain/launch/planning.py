@@ -12,6 +12,7 @@ from hvtrain.config import Job, load
 from hvtrain.config.hybrid import HybridConfig
 from hvtrain.engine.machine import cores
 from hvtrain.errors import UsageError
+from hvtrain.hybrid import splits
 from hvtrain.hybrid.cluster import BUS, LINK, NETWORK, Cluster
 from hvtrain.hybrid.measurement import FILE_NAME, Measurement
 from hvtrain.hybrid.planner import Choice, Plan, amount, describe, duration, plan
@@ -68,7 +69,7 @@ def draw_up(config: str, overrides: Sequence[str], wishes: Wishes, *, fresh: boo
                             before=lambda: say(f"measuring the model of {config} ..."))
     path = measurer.keep(job.run.dir, found)
     cluster = _cluster(hybrid, found, wishes, cores())
-    drawn = plan(found.costs, cluster, job.data.global_batch, _choice(hybrid, found, cluster))
+    drawn = plan(found.speeds, cluster, job.data.global_batch, _choice(hybrid, found, cluster))
     return Drawn(drawn, found, command(config, overrides, job, drawn), _head(config, drawn, found, path),
                  _given(job, found, drawn))
 
@@ -79,7 +80,7 @@ def _cluster(hybrid: HybridConfig, found: Measurement, wishes: Wishes, here: int
     given = hybrid.memory.bytes if hybrid.memory is not None else found.memory
     return Cluster(nodes=wishes.nodes, devices=wishes.devices or found.gpus or here, memory=wishes.memory or given,
                    network=wishes.network or NETWORK, link=wishes.link or (BUS if own else LINK),
-                   cores=None if own else here, parallel=found.parallel, speed=wishes.speed)
+                   cores=None if own else here, speed=wishes.speed)
 
 
 def _choice(hybrid: HybridConfig, found: Measurement, cluster: Cluster) -> Choice:
@@ -97,14 +98,13 @@ def _given(job: Job, found: Measurement, drawn: Plan) -> str:
         return ""
     hybrid = job.hybrid
     try:
-        if hybrid.split is not None and sum(hybrid.split) != len(found.costs.layers):
-            raise UsageError(f"hybrid.split is about {sum(hybrid.split)} layers, the model has "
-                             f"{len(found.costs.layers)}.")
+        if hybrid.split is not None:
+            splits.check(hybrid.split, [layer.name for layer in found.costs.layers])
         microbatches = hybrid.microbatches if isinstance(hybrid.microbatches, int) else None
         split = tuple(hybrid.split) if hybrid.split is not None else None
         choice = Choice(stages=(stages,), microbatches=microbatches, split=split, recompute=(hybrid.recompute,),
                         codecs=(job.comm.codec,), schedule=hybrid.schedule)
-        own = plan(found.costs, drawn.cluster, job.data.global_batch, choice).best
+        own = plan(found.speeds, drawn.cluster, job.data.global_batch, choice).best
     except UsageError as error:
         return f"as the job file has it: impossible. {error}"
     if (own.shape, own.split) == (drawn.best.shape, drawn.best.split):

@@ -15,15 +15,17 @@ from typing import Any, Callable, Mapping
 from hvtrain.config import Job
 from hvtrain.config.hybrid import HybridConfig
 from hvtrain.engine.machine import cores
-from hvtrain.errors import UsageError, UserCodeError
+from hvtrain.errors import Uncuttable, UsageError
+from hvtrain.hybrid import splits
 from hvtrain.hybrid.cluster import Cluster
 from hvtrain.hybrid.measurement import Measurement
+from hvtrain.hybrid.openings import is_settled, may_measure, stages_of, with_hybrid, without_measuring
 from hvtrain.hybrid.planner import Choice, describe, duration, plan
 from hvtrain.hybrid.prediction import Prediction
 from hvtrain.launch import measurer
 
-MICROBATCHES_EACH = 4
-"""Micro-batches for each stage where nothing is measured: the pipeline then stands idle for a fifth of the time."""
+__all__ = ["Ground", "Settled", "adopt", "check_devices", "check_gpus", "is_settled", "may_measure", "settle",
+           "stages_of", "threads_each"]
 
 DEVICE = {"torch": r"(cuda|cpu)(:\d+)?", "keras": r"(cuda|gpu|cpu)(:\d+)?", "numpy": ".*"}
 """What a device's name looks like."""
@@ -71,37 +73,12 @@ class Settled:
                 f"{duration(self.prediction.seconds)}{whole}")
 
 
-def stages_of(job: Job) -> int | None:
-    """The number of stages that ``job`` asks for, in whichever way; None for auto."""
-    hybrid = job.hybrid
-    if hybrid is None:
-        return 1
-    if hybrid.split is not None:
-        return len(hybrid.split)
-    if isinstance(hybrid.devices, list):
-        return len(hybrid.devices)
-    return hybrid.stages if isinstance(hybrid.stages, int) else None
-
-
-def is_settled(job: Job) -> bool:
-    """Whether a worker could start with ``job``."""
-    hybrid = job.hybrid
-    return hybrid is None or (isinstance(hybrid.stages, int) and isinstance(hybrid.microbatches, int)
-                              and hybrid.split is not None)
-
-
-def may_measure(job: Job) -> bool:
-    """Whether :func:`settle` needs a measurement of the model: a split to find, or one to hold against the memory."""
-    hybrid = job.hybrid
-    return hybrid is not None and (hybrid.split is None or hybrid.memory is not None)
-
-
 def settle(job: Job, module_dir: str, ground: Ground, say: Callable[[str], None]) -> Settled:
     """``job`` with stages, micro-batches and split as numbers; itself if there is nothing to do.
 
     Raises:
-        UsageError: the shape is impossible on this ground, or fits no memory.
-        UserCodeError: the model cannot be cut into the stages that are asked for.
+        UsageError: the shape is impossible on this ground or for this model, or fits no memory.
+        Uncuttable: the model cannot be cut into the stages that are asked for.
         and what :func:`hvtrain.launch.measurer.obtain` raises.
     """
     if job.hybrid is None:
@@ -109,20 +86,20 @@ def settle(job: Job, module_dir: str, ground: Ground, say: Callable[[str], None]
     stages = stages_of(job)
     check_devices(job, ground.here(stages or 1))
     if not may_measure(job):
-        assert stages is not None  # a split tells them
-        share = -(-job.data.global_batch // (ground.workers or ground.here(stages) * ground.hosts))
-        few = 1 if stages == 1 else min(share, MICROBATCHES_EACH * stages)
-        given = job.hybrid.microbatches
-        return Settled(_with(job, stages=stages, microbatches=given if isinstance(given, int) else few))
+        return Settled(without_measuring(job, ground.workers or ground.here(stages or 1) * ground.hosts))
     threads = threads_each(job, ground.here(stages or 1))
     workers = ground.workers or max(1, ground.hosts * ground.here(stages or 1))
     found = measurer.obtain(job, module_dir, workers=workers, threads=threads,
                             before=lambda: say("measuring the model, to cut it into stages ..."))
     if found.whole and (stages or 1) > 1:
-        raise UserCodeError(found.whole)
+        raise Uncuttable(found.whole)
+    names = [layer.name for layer in found.costs.layers]
+    if job.hybrid.split is not None:
+        splits.check(job.hybrid.split, names)
+    splits.check_stages(stages or 1, names)
     prediction = _plan(job, found, ground, stages, threads)
     shape = prediction.shape
-    settled = _with(job, stages=shape.stages, microbatches=shape.microbatches, split=list(prediction.split))
+    settled = with_hybrid(job, stages=shape.stages, microbatches=shape.microbatches, split=list(prediction.split))
     return Settled(settled, found, prediction)
 
 
@@ -155,13 +132,13 @@ def _plan(job: Job, found: Measurement, ground: Ground, stages: int | None, thre
         check_gpus(found.gpus, here, stages, spares)
     most = stages or _most(job, found, here + spares, threads, cpu)
     cluster = Cluster(nodes=ground.hosts, devices=ground.slots or most * here, memory=memory,
-                      cores=min(cores(), threads * here) if cpu else None, parallel=found.parallel)
+                      cores=min(cores(), threads * here) if cpu else None)
     counts = (stages,) if stages else tuple(range(1, most + 1)) if ground.slots is None else None
     given = hybrid.microbatches if isinstance(hybrid.microbatches, int) else None
     split = tuple(hybrid.split) if hybrid.split is not None else None
     choice = Choice(replicas=ground.workers, stages=counts, microbatches=given, split=split,
                     recompute=(hybrid.recompute,), codecs=(job.comm.codec,), schedule=hybrid.schedule)
-    return plan(found.costs, cluster, job.data.global_batch, choice).best
+    return plan(found.speeds, cluster, job.data.global_batch, choice).best
 
 
 def check_gpus(gpus: int, workers_here: int, stages: int | None, spares: int = 0) -> None:
@@ -189,8 +166,3 @@ def threads_each(job: Job, workers_here: int) -> int:
     """CPU threads of each of ``workers_here`` workers on this host; its stages share them."""
     wanted = job.launch.threads
     return wanted if isinstance(wanted, int) else max(1, cores() // workers_here)
-
-
-def _with(job: Job, **values: Any) -> Job:
-    assert job.hybrid is not None
-    return job.model_copy(update={"hybrid": job.hybrid.model_copy(update=values)})

@@ -183,7 +183,7 @@ class _Other(_Task):
         """
         patience = self._launch.job.launch.start_timeout.seconds
         if settling.may_measure(self._launch.job):
-            patience += 2 * measurer.SECONDS  # the first task may have to: with one thread, and with all of a worker's
+            patience += measurer.SECONDS  # the first task may have to
         request = messages.JobAsk(host=socket.gethostname(), machine=guests.machine(), slots=1, versions=versions.own())
         loop = asyncio.get_running_loop()
         deadline, problem = loop.time() + patience, ""

@@ -41,7 +41,10 @@ class PlainConsole(SilentConsole):
         self.say(line(kind, step, self._total, values))
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        # In one piece: print() writes the line's end by itself when Python does not buffer (PYTHONUNBUFFERED, as in a
+        # container), and then `podman logs` and other processes that write to the same pipe run lines together.
+        sys.stdout.write(f"{text}\n")
+        sys.stdout.flush()
 
 
 class RichConsole(SilentConsole):

@@ -38,10 +38,25 @@ def test_four_slots_are_two_workers_of_two_stages(tmp_path):
     for run in (alone, under):
         planned = run.events("planned")[0]
         assert planned["stages"] == 2 and planned["microbatches"] == 4 and sum(planned["split"]) == 3
-        assert len(json.loads((run.dir / "profile.json").read_text())["costs"]["layers"]) == 3
+        speeds = json.loads((run.dir / "profile.json").read_text())["speeds"]
+        assert all(len(costs["layers"]) == 3 for costs in (*speeds["alone"], *speeds["beside"]))
     assert under.gone()
     # What goes on takes the measurement that is kept with the run: another one might cut elsewhere.
     kept = (alone.dir / "profile.json").read_text()
     again = alone.run("train.epochs=null", "train.steps=44", *STEPS[2:], workers=2)
     assert "measuring the model" not in again.stdout and (alone.dir / "profile.json").read_text() == kept
     assert alone.events("planned")[1]["split"] == planned["split"] and alone.status()["step"] == 44
+
+
+def test_a_split_that_does_not_fit_ends_the_job_with_one_message(tmp_path):
+    """Nothing has to be measured for it, so the workers are the first to see the model: each of them refuses the
+    split, and the user is told once, as of any mistake in the job file."""
+    run = Run(tmp_path)
+    done = run.run("train.epochs=null", "train.steps=4", "hybrid={stages: 2, split: [1, 99], microbatches: 4, devices: cpu}",
+                   workers=2, code=2)
+    said = done.stdout + done.stderr
+    assert said.count("hybrid.split is [1, 99], 100 layers in 2 stages, but the model has 3 layers (1: ") == 1, said
+    assert "'hybrid.split=[2,1]'" in said and "Traceback" not in said
+    assert run.status()["exit_code"] == 2 and not run.events("worker_lost")
+    started = "".join(path.read_text() for path in run.dir.glob("logs/*"))
+    assert started.count("hvtrain.control.worker: worker w") <= 2  # nobody is started again

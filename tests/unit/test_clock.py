@@ -83,6 +83,33 @@ def test_a_transfer_delays_but_keeps_nobody_from_computing():
     assert slow == fast + 6
 
 
+def test_stages_that_compute_at_once_slow_each_other_down():
+    """The step by hand, with no wait at the border: both are at work in two stretches of a tick each (see clock.py)."""
+    plain, slow = (step_time("1f1b", [1, 1], [2, 2], [0], 2, slowdown) for slowdown in ((), (1.0, 1.5)))
+    assert plain.seconds == 9  # 0: F0 F1 - - B0 B0 - B1 B1, 1: - F0 B0 B0 F1 B1 B1
+    assert slow.seconds == 9 + 0.5 * 3  # F1 beside F0; B0 beside F1 and half of B1
+    assert slow.busy == (6 + 0.5 * 3, 6 + 0.5 * 3) and slow.ready == (10.5, 8.5)
+
+
+@given(pipelines(), st.floats(1, 3))
+def test_as_slow_from_first_to_last_is_a_longer_tick(pipeline, factor):
+    name, forward, backward, transfer, microbatches = pipeline
+    pipeline = name, forward, backward, [0] * len(transfer), microbatches
+    plain, slow = step_time(*pipeline), step_time(*pipeline, [factor] * len(forward))
+    assert slow.seconds == pytest.approx(factor * plain.seconds) and slow.ready == pytest.approx(
+        [factor * end for end in plain.ready])
+    assert slow.busy == pytest.approx([factor * seconds for seconds in plain.busy])
+
+
+@given(pipelines())
+def test_on_one_core_stages_take_turns(pipeline):
+    """n at once take n times as long: somebody computes from the first moment to the last, so it is the sum of all."""
+    name, forward, backward, transfer, microbatches = pipeline
+    together = [float(count) for count in range(1, len(forward) + 1)]
+    found = step_time(name, forward, backward, [0] * len(transfer), microbatches, together)
+    assert found.seconds == pytest.approx(microbatches * (sum(forward) + sum(backward)))
+
+
 @pytest.mark.parametrize("arguments, words", [
     (("1f1b", [1.0], [1.0, 2.0], [], 1), "1 stages need"),
     (("1f1b", [1.0, 1.0], [1.0, 1.0], [], 1), "1 of transfer; got 2, 2 and 0"),

@@ -89,7 +89,7 @@ def test_costs_of_links():
     optimizer = keras.optimizers.Adam()
     optimizer.build(model.trainable_variables)
     before = [variable.numpy() for variable in (*model.variables, *optimizer.variables)]
-    costs = measure(model, Small(make, POINTS), POINTS, SAMPLES, "/CPU:0", optimizer)
+    (costs,) = measure(model, Small(make, POINTS), POINTS, SAMPLES, "/CPU:0", optimizer)
     dense, relu, normal, drop, last = costs.layers
     assert [layer.name.rstrip("_0123456789") for layer in costs.layers] == [
         "dense", "re_lu", "batch_normalization", "dropout", "dense"]
@@ -102,7 +102,10 @@ def test_costs_of_links():
     assert last.saved == SAMPLES * 2 * 4, "what it gives, for the loss"
     assert all(layer.forward > 0 and layer.backward > 0 for layer in costs.layers)
     assert (costs.batch, costs.device) == (SAMPLES, "/CPU:0")
-    assert costs.update > 0 and 2.0 == costs.state and 0 <= costs.slope <= 1
+    assert costs.update > 0 and 2.0 == costs.state
     assert ModelCosts.from_json(costs.to_json()) == costs
+    several = measure(model, Small(make, POINTS), POINTS, SAMPLES, "/CPU:0", sizes=(2, SAMPLES))
+    assert [each.batch for each in several] == [2, SAMPLES] and several[0].layers[1].saved == 2 * 8 * 4
+    assert len(measure(model, Small(make, POINTS), POINTS, SAMPLES, "/CPU:0", sizes=(2, SAMPLES), room=0)) == 1
     for value, variable in zip(before, (*model.variables, *optimizer.variables)):
         np.testing.assert_array_equal(value, variable.numpy())

@@ -246,7 +246,7 @@ def test_what_changes_a_variable_must_lie_in_one_stage():
 
 
 def test_stages_that_do_not_fit_are_refused():
-    with pytest.raises(UsageError, match=r"\[3, 3\], 6 layers in 2 stages, but the model has 9 layers"):
+    with pytest.raises(UsageError, match=r"\[3, 3\], 6 layers in 2 stages, but the model has 9 layers .1: "):
         staged(everything, BOTH, [3, 3])
     with pytest.raises(UsageError, match="must be settled .*hvtrain plan"):
         Rank(Small(everything, BOTH), hybrid={"stages": 2})

@@ -17,8 +17,9 @@ LAYERS = (
     ("hvtrain.errors", "hvtrain"),
     ("hvtrain.config", "hvtrain.data.sampler", "hvtrain.hybrid.costs", "hvtrain.hybrid.partition",
      "hvtrain.hybrid.schedule", "hvtrain.hybrid.clock", "hvtrain.hybrid.cluster", "hvtrain.hybrid.prediction",
-     "hvtrain.hybrid.planner", "hvtrain.hybrid.measurement",
-     "hvtrain.control.membership", "hvtrain.control.roster", "hvtrain.control.events", "hvtrain.control.causes",
+     "hvtrain.hybrid.planner", "hvtrain.hybrid.measurement", "hvtrain.hybrid.speeds",
+     "hvtrain.hybrid.splits",
+     "hvtrain.hybrid.openings", "hvtrain.control.membership", "hvtrain.control.roster", "hvtrain.control.events", "hvtrain.control.causes",
      "hvtrain.control.crew", "hvtrain.control.seating", "hvtrain.control.assembling", "hvtrain.control.losing",
      "hvtrain.control.ending", "hvtrain.control.watching",
      "hvtrain.control.auth", "hvtrain.control.refusals", "hvtrain.callbacks",
@@ -41,11 +42,14 @@ USES = {  # within a layer: who may know whom
     "hvtrain.control.roster": {"hvtrain.control.causes", "hvtrain.control.crew"},
     "hvtrain.control.events": {"hvtrain.control.causes"},
     "hvtrain.schedules": {"hvtrain.config"},
-    "hvtrain.hybrid.partition": {"hvtrain.hybrid.costs"},
+    "hvtrain.hybrid.partition": {"hvtrain.hybrid.costs", "hvtrain.hybrid.splits"},
     "hvtrain.hybrid.clock": {"hvtrain.hybrid.schedule"},
-    "hvtrain.hybrid.prediction": {f"hvtrain.hybrid.{other}" for other in ("clock", "cluster", "costs", "partition", "schedule")},
-    "hvtrain.hybrid.planner": {f"hvtrain.hybrid.{other}" for other in ("cluster", "costs", "prediction")},
-    "hvtrain.hybrid.measurement": {"hvtrain.config", "hvtrain.hybrid.costs"},
+    "hvtrain.hybrid.prediction": {f"hvtrain.hybrid.{other}" for other in (
+        "clock", "cluster", "costs", "partition", "schedule", "speeds")},
+    "hvtrain.hybrid.planner": {f"hvtrain.hybrid.{other}" for other in ("cluster", "costs", "prediction", "speeds")},
+    "hvtrain.hybrid.speeds": {"hvtrain.hybrid.costs"},
+    "hvtrain.hybrid.openings": {"hvtrain.config"},
+    "hvtrain.hybrid.measurement": {"hvtrain.config", "hvtrain.hybrid.costs", "hvtrain.hybrid.speeds"},
     "hvtrain.drill": {"hvtrain.launch"},
     "hvtrain.task": {"hvtrain.data"},
     "hvtrain.engine.handover": {"hvtrain.engine", "hvtrain.checkpoint"},
@@ -70,7 +74,7 @@ PURE = ("hvtrain.errors", "hvtrain.config", "hvtrain.data.sampler", "hvtrain.con
         "hvtrain.failure",
         "hvtrain.hybrid.costs", "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule", "hvtrain.hybrid.clock",
         "hvtrain.hybrid.cluster", "hvtrain.hybrid.prediction", "hvtrain.hybrid.planner", "hvtrain.hybrid.measurement",
-        "hvtrain.control.messages", "hvtrain.control.tally")
+        "hvtrain.hybrid.splits", "hvtrain.hybrid.openings", "hvtrain.control.messages", "hvtrain.control.tally")
 FRAMEWORK_USERS = ("hvtrain.adapters", "hvtrain.hybrid", "hvtrain.engine.horovod_", "hvtrain.engine.world", "hvtrain.data",
                    "hvtrain.keras", "hvtrain.torch")
 

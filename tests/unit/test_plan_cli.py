@@ -6,7 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
@@ -17,13 +16,14 @@ from hvtrain.config.hybrid import HybridConfig
 from hvtrain.errors import UsageError, UserCodeError
 from hvtrain.hybrid import measurement
 from hvtrain.hybrid.costs import LayerCost, ModelCosts
-from hvtrain.hybrid.measurement import FILE_NAME, Measurement, digest, kept, key, shared_part
+from hvtrain.hybrid.measurement import FILE_NAME, Measurement, digest, kept, key
 from hvtrain.hybrid.measuring import Request
-from hvtrain.launch import measurer
+from hvtrain.hybrid.speeds import Speeds
+from hvtrain.launch import measurer, trials
 
 MB = 10**6
 LAYERS = tuple(LayerCost(f"block{number}", 0.02, 0.04, 200 * MB, 120 * MB, 4 * MB) for number in range(24))
-COSTS = ModelCosts(LAYERS, 8, "cuda:0", state=2.0, update=0.05, slope=0.95, input=100_000)
+COSTS = ModelCosts(LAYERS, 8, "cuda:0", state=2.0, update=0.05, input=100_000)
 BIG = ("--nodes", "4", "--devices", "8", "--memory", "80GB", "--bandwidth", "100Gbit")
 
 
@@ -37,10 +37,31 @@ def job(tmp_path):
     return path
 
 
+UNEVEN = """
+import numpy as np, torch
+import hvtrain
+
+class Uneven(hvtrain.Task):
+    def __init__(self, luck):
+        self.luck = luck
+
+    def model(self):
+        if not self.luck:
+            raise ValueError("no such luck")
+        return torch.nn.Linear(3, 2)
+
+    def data(self, split):
+        return hvtrain.ArraySource(np.zeros((8, 3), np.float32), np.zeros(8, np.int64))
+
+    def loss(self, outputs, batch):
+        return torch.nn.functional.cross_entropy(outputs, batch[1], reduction="none")
+"""
+
+
 def keep(path, *overrides, costs=COSTS, **more):
     job = load(path, overrides)
     whole = job.model_copy(update={"hybrid": job.hybrid or HybridConfig()})
-    return measurer.keep(job.run.dir, Measurement(costs, key=key(whole, measurer.hardware()), **more))
+    return measurer.keep(job.run.dir, Measurement(Speeds((costs,)), key=key(whole, measurer.hardware()), **more))
 
 
 def run(*arguments):
@@ -111,7 +132,7 @@ def test_the_command_undoes_what_the_file_says_otherwise(job):
 @pytest.mark.parametrize("hybrid, said", [
     ("{stages: 2, microbatches: 4, split: [6, 18]}",
      r"4 replicas x 2 stages, 4 micro-batches, layers split as 6 \+ 18, .* times as long"),
-    ("{stages: 2, split: [8, 8]}", "impossible. hybrid.split is about 16 layers, the model has 24"),
+    ("{stages: 2, split: [8, 8]}", r"impossible. hybrid.split is \[8, 8\], 16 layers in 2 stages, but the model has 24"),
     ("{stages: 30}", "impossible. 30 stages need at least 30 layers"), ("{recompute: true}", None)])
 def test_the_shape_that_the_file_asks_for_is_predicted_beside_the_best(job, hybrid, said):
     with open(job, "a") as file:
@@ -188,7 +209,8 @@ def test_a_measurement_with_other_versions_is_none(job, monkeypatch):
 
 
 @pytest.mark.parametrize("change", [{"code": []}, {"code": {"/dev/zero": "00"}}, {"code": {"a\0": "00"}}, {"gpus": "many"},
-                                    {"costs": {"layers": [{"name": "a", "forward": "soon"}], "batch": 1, "device": "cpu"}}],
+                                    {"speeds": {"alone": [{"layers": [{"name": "a", "forward": "soon"}], "batch": 1, "device": "cpu"}]}},
+                                    {"speeds": {"alone": []}}],
                          ids=str)
 def test_whatever_the_file_holds_the_model_is_measured_anew(job, change):
     """The file may have been edited, or be another program's: it must neither end the run nor keep it from beginning."""
@@ -204,27 +226,49 @@ def test_a_model_that_cannot_be_built_is_told_as_its_own_error(tmp_path):
     job = tmp_path / "job.yaml"
     job.write_text('version: 1\nframework: numpy\ntask: {target: "nowhere:Task"}\n')
     with pytest.raises(UserCodeError, match="could not be measured: ValueError: no such luck") as error:
-        measurer.measure(Request(load(job), str(tmp_path), 4))
+        trials.measure([Request(load(job), str(tmp_path), (4,))])
     assert "in Task" in error.value.traceback_text
 
 
+def test_none_waits_at_a_gate_for_one_that_has_ended(tmp_path):
+    """Two measure at once, and one fails before it gets there: the other is told so, and what the first has said is raised."""
+    (tmp_path / "uneven.py").write_text(UNEVEN)
+    job = tmp_path / "job.yaml"
+    job.write_text('version: 1\ntask: {target: "uneven:Uneven"}\ndata: {global_batch: 4}\n')
+    requests = [Request(load(job, [f"task.args.luck={luck}"]), str(tmp_path), (4,)) for luck in ("true", "false")]
+    with pytest.raises(UserCodeError, match="no such luck"):
+        trials.measure(requests)
+    assert [found.costs.batch for found in trials.measure(requests[:1] * 2)] == [4, 4]
+
+
 def test_what_the_measuring_process_cannot_do_keeps_its_exit_code():
-    with pytest.raises(measurer.MeasurementFailed, match="could not be measured: no such module") as error:
-        measurer._read(json.dumps({"exit_code": 2, "reason": "no such module", "traceback": ""}))
+    with pytest.raises(trials.MeasurementFailed, match="could not be measured: no such module") as error:
+        trials._read(json.dumps({"exit_code": 2, "reason": "no such module", "traceback": ""}))
     assert error.value.exit_code == 2
 
 
 def test_a_request_is_about_the_whole_model(job):
     """What a hybrid job may not have, such as data.micro_batch, does not keep its model from being measured."""
     whole = load(job, ["data.micro_batch=8", "train.grad_clip=1.0"])
-    request = Request(whole.model_copy(update={"hybrid": HybridConfig(devices="cpu")}), "/", 4, 2, gpu=False)
+    request = Request(whole.model_copy(update={"hybrid": HybridConfig(devices="cpu")}), "/", (2, 4), 2, gpu=False)
     heard = Request.from_json(json.loads(json.dumps(request.to_json())))
-    assert heard.job == whole and (heard.samples, heard.threads, heard.gpu) == (4, 2, False)
+    assert heard.job == whole and (heard.sizes, heard.threads, heard.gpu) == ((2, 4), 2, False)
 
 
-def test_threads_share_a_part_of_the_computation():
-    """Amdahl's law: with two threads 0.75 of the time, so half of it is shared."""
-    quick = replace(COSTS, layers=tuple(replace(layer, forward=0.75 * layer.forward, backward=0.75 * layer.backward)
-                                        for layer in COSTS.layers))
-    assert shared_part(COSTS, quick, 2) == pytest.approx(0.5)
-    assert shared_part(COSTS, COSTS, 2) == shared_part(quick, COSTS, 2) == 0.0
+@pytest.mark.parametrize("batch, microbatches, workers, sizes", [
+    (128, "auto", 1, (8, 32, 128)), (128, "auto", 2, (4, 16, 64)), (128, 16, 1, (2, 8, 32)), (16, "auto", 1, (2, 4, 16)),
+    (4, "auto", 1, (1, 4)), (1, "auto", 1, (1,)), (3, 2, 1, (2, 3))])
+def test_micro_batches_of_several_sizes_are_measured(job, batch, microbatches, workers, sizes):
+    """A usual one, a quarter and four times of it: so what is planned lies between two that were measured, mostly."""
+    loaded = load(job, [f"data.global_batch={batch}", f"hybrid.microbatches={microbatches}"])
+    assert measurer.sizes(loaded, workers) == sizes
+
+
+def test_a_measurement_from_before_speeds_is_measured_anew(job):
+    """Its profile.json has the costs of one size, and none of those who compute at once."""
+    path = keep(job)
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**{name: value for name, value in values.items() if name != "speeds"},
+                                "costs": values["speeds"]["alone"][0] | {"slope": 0.5}, "parallel": 0.3}))
+    loaded = load(job, ["hybrid={}"])
+    assert kept(loaded.run.dir, loaded, measurer.hardware()) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from hvtrain.errors import UsageError
@@ -9,6 +11,7 @@ from hvtrain.hybrid.cluster import Cluster, bytes_per_second
 from hvtrain.hybrid.costs import LayerCost, ModelCosts
 from hvtrain.hybrid.planner import Choice, amount, describe, plan, recommend, shapes
 from hvtrain.hybrid.prediction import Shape, predict
+from hvtrain.hybrid.speeds import Speeds
 
 MB = 10**6
 
@@ -16,7 +19,7 @@ MB = 10**6
 def costs(count=4, *, forward=0.1, backward=0.2, parameters=100 * MB, saved=10 * MB, batch=8, **more):
     """Equal layers, measured with ``batch`` samples; seconds and bytes."""
     layers = tuple(LayerCost(f"layer{number}", forward, backward, parameters, saved, 1 * MB) for number in range(count))
-    return ModelCosts(layers, batch, "cuda:0", **more)
+    return Speeds((ModelCosts(layers, batch, "cuda:0", **more),))
 
 
 def test_one_device_takes_the_sum_of_its_layers():
@@ -41,6 +44,13 @@ def test_recomputation_costs_a_forward_pass_and_saves_activations():
     assert again.compute == pytest.approx(plain.compute + 4 * 0.1) and again.memory[0] <= plain.memory[0]
     many = [predict(costs(), Cluster(), Shape(1, 1, 4, recompute, schedule="gpipe"), 8) for recompute in (False, True)]
     assert many[0].memory[0] == 800 * MB + 40 * MB and many[1].memory[0] == 800 * MB + 10 * MB
+
+
+def test_the_last_stage_may_have_nothing_to_recompute():
+    """PyTorch's runs backward right after forward, so that it can keep what forward has made."""
+    both, first = (predict(replace(costs(), last_recomputes=last), Cluster(devices=2), Shape(1, 2, 1, True), 8)
+                   for last in (True, False))
+    assert both.compute == pytest.approx(1.2 + 0.4, rel=1e-3) and first.compute == pytest.approx(1.2 + 0.2, rel=1e-3)
 
 
 def test_gradients_hide_behind_backward():
@@ -81,10 +91,31 @@ def test_threads_of_a_processor_share_its_cores():
     """Two stages on one core are no faster than one; one stage with two threads is, by the part that threads share."""
     two = predict(costs(), Cluster(devices=2, cores=1), Shape(1, 2, 8), 8)
     assert two.compute == pytest.approx(1.2)
-    wide = predict(costs(), Cluster(devices=1, cores=2, parallel=0.5), Shape(1, 1, 1), 8)
+    quicker = Speeds(costs().alone, threaded=costs(forward=0.075, backward=0.15).alone, threads=2)
+    wide = predict(quicker, Cluster(devices=1, cores=2), Shape(1, 1, 1), 8)
     assert wide.threads == 2 and wide.compute == pytest.approx(1.2 * 0.75)
-    both = predict(costs(), Cluster(devices=2, cores=2, parallel=0.5), Shape(1, 2, 8), 8)
+    both = predict(quicker, Cluster(devices=2, cores=2), Shape(1, 2, 8), 8)
     assert both.threads == 1 and both.compute == pytest.approx(1.2 / 8 * 9 / 2)
+
+
+def test_adding_up_hides_behind_nothing_where_all_cores_compute():
+    """Two replicas on two cores add their 400 MB up on the same two; on devices of their own it hides behind backward."""
+    busy, hidden = (predict(costs(), Cluster(devices=2, cores=cores, link=1e9, latency=0), Shape(2, 1, 1), 16).waiting
+                    for cores in (2, None))
+    assert busy == pytest.approx(0.4) and hidden == pytest.approx(0.1)
+
+
+def test_stages_and_replicas_that_compute_at_once_share_the_memory():
+    """A pipeline was predicted to take half of what it took: each stage as fast as if it had the processor for itself."""
+    crowded = Speeds(costs().alone, beside=costs(forward=0.15, backward=0.3, update=0.2).alone, threads=2, at_once=2)
+    cluster = Cluster(devices=2, cores=2, latency=0, link=1e15)
+    pipeline = predict(crowded, cluster, Shape(1, 2, 8), 8)  # 9 turns, in the first and the last of which one computes
+    turn = 1.2 / 8 / 2
+    assert pipeline.compute == pytest.approx(turn * (0.1 + 0.2 + 1.5 * 0.3 * 8 - 0.15 * 2) / 0.3, rel=0.1)
+    both = predict(crowded, cluster, Shape(2, 1, 1), 8)
+    assert both.compute == pytest.approx(1.5 * 0.6)
+    one = predict(crowded, Cluster(devices=1, cores=2), Shape(1, 1, 1), 8)
+    assert one.compute == pytest.approx(1.2)
 
 
 def test_more_stages_than_cores_only_where_memory_asks_for_them():
@@ -174,7 +205,7 @@ def test_a_codec_must_be_worth_its_rounding():
 
 def test_the_simpler_of_two_equal_shapes():
     """More micro-batches than one change nothing on one device, so one is recommended."""
-    found = plan(costs(slope=1.0), Cluster(), 8, Choice())
+    found = plan(costs(), Cluster(), 8, Choice())
     assert found.best.shape == Shape(1, 1, 1)
 
 

@@ -276,3 +276,20 @@ def test_the_rich_console_prints_text_as_it_is(capsys):
     found.say("a [red]bracket[/red]")
     found.close()
     assert "a [red]bracket[/red]" in capsys.readouterr().out
+
+
+def test_the_plain_console_writes_text_and_the_end_of_its_line_in_one_piece(monkeypatch):
+    # In a container Python does not buffer, so each write is one of the kernel's. print() makes two; a container engine
+    # that read between them logged half a line, and `podman logs --tail` ran the last lines of a job together.
+    written = []
+
+    class Unbuffered:
+        def write(self, text):
+            written.append(text)
+
+        def flush(self):
+            pass
+
+    monkeypatch.setattr("sys.stdout", Unbuffered())
+    console.PlainConsole().say("result: accuracy 0.9400\nrun directory: runs/calm")
+    assert written == ["result: accuracy 0.9400\nrun directory: runs/calm\n"]

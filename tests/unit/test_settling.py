@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from dataclasses import replace
 
 import pytest
 
@@ -16,9 +17,10 @@ from hvtrain.control.overview import describe
 from hvtrain.control.roster import Status
 from hvtrain.drill import runs
 from hvtrain.drill.conduct import conduct
-from hvtrain.errors import HvtrainError, UsageError, UserCodeError
+from hvtrain.errors import HvtrainError, Uncuttable, UsageError
 from hvtrain.hybrid.costs import LayerCost, ModelCosts
 from hvtrain.hybrid.measurement import Measurement
+from hvtrain.hybrid.speeds import Speeds
 from hvtrain.launch import horovodrun, measurer, settling
 from hvtrain.launch.board import KEY, Board, Notice
 from hvtrain.launch.groups import Groups
@@ -34,16 +36,23 @@ def job(hybrid, **sections):
     return Job.model_validate(values)
 
 
-def costs(count=6, parameters=10 * MB, saved=0):
+def speeds(count=6, parameters=10 * MB, saved=0):
     layers = tuple(LayerCost(f"layer{number}", 0.1, 0.2, parameters, saved, 1000) for number in range(count))
-    return ModelCosts(layers, 4, "cpu")
+    return Speeds((ModelCosts(layers, 4, "cpu"),))
+
+
+def all_shared(count):
+    """Four threads take a quarter of the time that one takes."""
+    one = speeds(count)
+    quick = tuple(replace(layer, forward=layer.forward / 4, backward=layer.backward / 4) for layer in one.largest.layers)
+    return replace(one, threaded=(replace(one.largest, layers=quick),), threads=4)
 
 
 @pytest.fixture
 def measured(monkeypatch):
     """Stands in for the measurement: what it is to give, and what it was asked for."""
     class Measured:
-        found = Measurement(costs())
+        found = Measurement(speeds())
         asked: list = []
 
     def obtain(job, module_dir, *, workers, threads, before, **more):
@@ -107,11 +116,11 @@ def test_the_devices_say_how_many_stages(measured):
 
 
 def test_auto_takes_the_cores_that_a_worker_has(measured):
-    measured.found = Measurement(costs(8))
+    measured.found = Measurement(speeds(8))
     assert settled({}).job.hybrid.split == [2, 2, 2, 2]
     assert settled({}, Ground(2)).job.hybrid.split == [4, 4]
     assert settled({}, Ground(4)).job.hybrid.split == [8]
-    measured.found = Measurement(costs(8), parallel=1.0)  # four threads in one stage are as good as four stages, and simpler
+    measured.found = Measurement(all_shared(8))  # four threads in one stage are as good as four stages, and simpler
     assert settled({}).job.hybrid.stages == 1
 
 
@@ -131,6 +140,13 @@ def test_the_given_counts_are_kept(measured):
         settled({"stages": 7})
 
 
+def test_a_split_that_does_not_fit_is_refused_with_the_layers_as_soon_as_they_are_known(measured):
+    with pytest.raises(UsageError, match=r"(?s)the model has 6 layers \(1: layer0, .*for instance 'hybrid.split=\[3,3\]'"):
+        settled({"split": [1, 99], "memory": "1GB"})
+    with pytest.raises(UsageError, match=r"(?s)7 stages need .* 6 only \(1: layer0, .*hybrid.stages=6"):
+        settled({"split": [1] * 7, "memory": "1GB"})
+
+
 def test_settling_twice_gives_the_same(measured):
     one, two = settled({}), settled({})
     assert one.job == two.job and settled(one.job.model_dump(mode="json")["hybrid"]).job == one.job
@@ -146,7 +162,7 @@ def test_slots_of_horovodrun_make_the_workers(measured):
 
 
 def test_gpus_are_counted(measured):
-    measured.found = Measurement(costs(), gpus=4, memory=100 * MB)
+    measured.found = Measurement(speeds(), gpus=4, memory=100 * MB)
     assert settled({"stages": 2}, Ground(2)).job.hybrid.split == [3, 3]
     with pytest.raises(UsageError, match="3 workers with 2 stages each need 6 GPUs, this host has 4. Start 2 on this host"):
         settled({"stages": 2}, Ground(3))
@@ -159,8 +175,8 @@ def test_gpus_are_counted(measured):
 
 
 def test_a_model_that_cannot_be_cut_is_refused_with_the_reason_or_stays_whole(measured):
-    measured.found = Measurement(costs(1), whole="Model cannot be cut into stages, because it branches")
-    with pytest.raises(UserCodeError, match="because it branches"):
+    measured.found = Measurement(speeds(1), whole="Model cannot be cut into stages, because it branches")
+    with pytest.raises(Uncuttable, match="because it branches"):
         settled({"stages": 2})
     found = settled({})
     assert found.job.hybrid.split == [1] and found.note.endswith("because it branches")

@@ -350,7 +350,7 @@ def test_keyword_arguments_go_to_the_first_part():
 
 @pytest.mark.parametrize("split, devices, message", [
     ([1, 1], ["cpu"], "makes 2 stages, but there are 1 devices"),
-    ([2, 2], ["cpu"] * 2, r"4 layers in all, but the model has 3: 0, 1"),
+    ([2, 2], ["cpu"] * 2, r"4 layers in 2 stages, but the model has 3 layers \(1: 0, 2: 1, 3: 2\)"),
     ([3, 0], ["cpu"] * 2, "Every stage needs one at least"), ([], [], "Every stage needs one at least")])
 def test_a_split_that_does_not_fit_is_refused(split, devices, message):
     with pytest.raises(UsageError, match=message):

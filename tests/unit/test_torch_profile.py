@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from hvtrain.errors import UserCodeError
+from hvtrain.hybrid.torch import walk
 from hvtrain.hybrid.torch.chain import chain
 from hvtrain.hybrid.torch.profile import measure
 from hvtrain.task import Task
@@ -27,7 +28,7 @@ def batch(count, width=32):
 
 def test_bytes_are_those_of_parameters_activations_and_borders():
     model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
-    costs = measure(model, Classes(), batch(8), 8, "cpu")
+    (costs,) = measure(model, Classes(), batch(8), 8, "cpu")
     assert [layer.name for layer in costs.layers] == ["0", "1", "2"] and (costs.batch, costs.device) == (8, "cpu")
     assert [layer.parameters for layer in costs.layers] == [4 * (32 * 64 + 64), 0, 4 * (64 * 4 + 4)]
     assert [layer.output for layer in costs.layers] == [8 * 64 * 4, 8 * 64 * 4, 4]
@@ -41,11 +42,10 @@ def test_bytes_are_those_of_parameters_activations_and_borders():
 def test_seconds_follow_the_work_and_the_number_of_samples():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 1024), nn.Linear(1024, 1024), nn.Linear(1024, 4))
-    costs = measure(model, Classes(), batch(256, 256), 256, "cpu")
+    (costs,) = measure(model, Classes(), batch(256, 256), 256, "cpu")
     seconds = [layer.forward + layer.backward for layer in costs.layers]
     assert all(layer.forward > 0 and layer.backward > 0 for layer in costs.layers) and costs.overhead >= 0
     assert max(seconds) == seconds[2]  # 16 times the work of the first
-    assert 0 <= costs.slope <= 1
 
 
 def test_it_leaves_nothing_behind():
@@ -58,7 +58,7 @@ def test_it_leaves_nothing_behind():
     inputs, targets = batch(8)
     kept = inputs.clone()
     random = torch.get_rng_state()
-    costs = measure(model, Classes(), (inputs, targets), 8, "cpu", optimizer)
+    (costs,) = measure(model, Classes(), (inputs, targets), 8, "cpu", optimizer)
     assert all(torch.equal(a, b) for a, b in zip(state.values(), model.state_dict().values()))
     assert torch.equal(random, torch.get_rng_state()) and torch.equal(inputs, kept)
     assert not any(module.training for module in model.modules()) and not optimizer.state
@@ -72,7 +72,7 @@ def test_state_that_the_optimizer_has_is_kept():
     model(torch.randn(3, 32)).sum().backward()
     optimizer.step()
     before = copy.deepcopy(optimizer.state_dict())
-    costs = measure(model, Classes(), batch(4), 4, "cpu", optimizer)
+    (costs,) = measure(model, Classes(), batch(4), 4, "cpu", optimizer)
     after = optimizer.state_dict()
     assert before["param_groups"] == after["param_groups"] and costs.state == 1
     assert all(torch.equal(before["state"][i]["momentum_buffer"], after["state"][i]["momentum_buffer"])
@@ -89,7 +89,7 @@ def test_numpy_batches_several_outputs_and_autocast():
 
     model = Language()
     tokens = torch.randint(7, (4, 6)).numpy()
-    costs = measure(chain(model, {"tokens": torch.as_tensor(tokens)}), Both(), tokens, 4, "cpu",
+    (costs,) = measure(chain(model, {"tokens": torch.as_tensor(tokens)}), Both(), tokens, 4, "cpu",
                     context=lambda: torch.autocast("cpu", torch.bfloat16))
     assert sum(layer.parameters for layer in costs.layers) == sum(p.nbytes for p in model.parameters())
     assert all(layer.saved > 0 for layer in costs.layers)
@@ -99,8 +99,8 @@ def test_layers_without_gradients_cost_no_backward_and_one_sample_is_enough():
     model = nn.Sequential(nn.Linear(32, 16), nn.LayerNorm(16), nn.Linear(16, 4))
     model[0].requires_grad_(False)
     model[1].requires_grad_(False)
-    costs = measure(model, Classes(), batch(1), 1, "cpu")
-    assert costs.layers[0].saved == 0 and costs.slope == 1.0
+    (costs,) = measure(model, Classes(), batch(1), 1, "cpu")
+    assert costs.layers[0].saved == 0 and costs.batch == 1
     assert costs.layers[0].backward < costs.layers[2].backward
 
 
@@ -128,5 +128,26 @@ def test_a_model_that_cannot_be_cut_is_measured_as_one_layer_if_that_will_do():
 
     with pytest.raises(UserCodeError, match="Outer cannot be cut"):
         measure(Outer(), Classes(), batch(4), 4, "cpu")
-    costs = measure(Outer(), Classes(), batch(4), 4, "cpu", uncut=True)
+    (costs,) = measure(Outer(), Classes(), batch(4), 4, "cpu", uncut=True)
     assert [layer.name for layer in costs.layers] == ["Outer"]
+
+
+def test_several_sizes_of_a_micro_batch():
+    """Each is measured with its own samples; those that would not fit are left out."""
+    model = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 4))
+    asked = []
+    found = measure(model, Classes(), batch(8), 8, "cpu", sizes=(2, 4, 8), gate=lambda: asked.append(1))
+    assert [costs.batch for costs in found] == [2, 4, 8] and len(asked) == 2
+    assert [costs.layers[1].saved for costs in found] == [count * 64 * 4 for count in (2, 4, 8)]
+    assert [costs.input for costs in found] == [count * 32 * 4 for count in (2, 4, 8)]
+    each = sum(layer.saved + layer.output for layer in found[0].layers) + found[0].input
+    small = measure(model, Classes(), batch(8), 8, "cpu", sizes=(2, 4, 8), room=2.5 * each)
+    assert [costs.batch for costs in small] == [2, 4]
+    assert [costs.batch for costs in measure(model, Classes(), batch(8), 8, "cpu", sizes=(4, 8), room=0)] == [4]
+
+
+def test_what_would_take_very_long_is_left_out(monkeypatch):
+    """Three passes of a large share of the batch may take minutes, and say nothing that a small one does not."""
+    monkeypatch.setattr(walk, "LONGEST", 0.0)
+    found = measure(nn.Sequential(nn.Linear(32, 4)), Classes(), batch(8), 8, "cpu", sizes=(4, 8))
+    assert [costs.batch for costs in found] == [4]

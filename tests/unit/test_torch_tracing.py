@@ -415,7 +415,7 @@ def test_a_device_that_is_handed_on_is_that_of_the_part():
 
 
 def test_too_many_stages_are_refused_with_what_was_kept_whole():
-    with pytest.raises(UsageError, match=r"the model has 3: a, inner, b.*\n  inner was kept whole: its control flow.*if x.sum"):
+    with pytest.raises(UsageError, match=r"into 3 only .1: a, 2: inner, 3: b.*\n  inner was kept whole: its control flow.*if x.sum"):
         cut(chain(Host(ByValue())), [1, 1, 1, 1], ["cpu"] * 4)
 
 

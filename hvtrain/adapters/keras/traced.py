@@ -35,12 +35,14 @@ class Traced:
 class TracedBeside:
     """``make``'s function, traced in a thread of its own while this one has to wait for others; the first call waits.
 
-    What tracing raises is raised by the first call.
+    What tracing raises is raised by the first call. A process that ends before that waits for the thread, too: at
+    the end of the interpreter Python ends a daemon thread within TensorFlow's C++, by an exception that may not leave
+    it, so that the process aborts (std::terminate, signal 6).
     """
 
     def __init__(self, make: Callable[[], Traced]):
         self._make, self._traced, self._error = make, None, None
-        self._thread: threading.Thread | None = threading.Thread(target=self._trace, name="tracing", daemon=True)
+        self._thread: threading.Thread | None = threading.Thread(target=self._trace, name="tracing", daemon=False)
         self._thread.start()
 
     def _trace(self) -> None:

@@ -11,6 +11,7 @@ from hvtrain.adapters.torch.precision import Precision
 from hvtrain.adapters.torch.statistics import Statistics
 from hvtrain.config.hybrid import HybridConfig
 from hvtrain.errors import UsageError, UserCodeError
+from hvtrain.hybrid.openings import unsettled
 from hvtrain.hybrid.torch import checking, example
 from hvtrain.hybrid.torch.chain import Chain, chain, whole
 from hvtrain.hybrid.torch.parts import Part, cut
@@ -25,8 +26,7 @@ def devices(config: HybridConfig, local_rank: int) -> list[torch.device]:
     """
     stages = config.stages
     if not isinstance(stages, int) or not isinstance(config.microbatches, int) or config.split is None:
-        raise UsageError("hybrid.stages, hybrid.microbatches and hybrid.split must be numbers when a worker starts. hvtrain "
-                         "run settles what is auto; elsewhere, write down what this recommends: hvtrain plan CONFIG")
+        raise unsettled(config)
     if isinstance(config.devices, list):
         return [_device(name) for name in config.devices]
     if config.devices == "cpu" or not torch.cuda.is_available():

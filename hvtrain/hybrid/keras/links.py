@@ -22,7 +22,7 @@ from keras.src.models.functional import Functional, operation_fn  # what Sequent
 
 from hvtrain.adapters.keras import pipeline
 from hvtrain.adapters.keras.calling import forward, model_inputs
-from hvtrain.errors import UserCodeError
+from hvtrain.errors import Uncuttable
 from hvtrain.hybrid.keras.purity import Pure
 from hvtrain.task import Task
 
@@ -83,15 +83,15 @@ def chain(model: keras.Model, task: Task, batch: Any) -> Chain:
     """The links of a built ``model``. A subclassed one is called with ``batch`` to see whether its layers are a chain.
 
     Raises:
-        UserCodeError: it cannot be cut, why, and what to do.
+        Uncuttable: it cannot be cut, why, and what to do.
     """
     functional = model if isinstance(model, Functional) else getattr(model, "_functional", None)
     own = type(model).call in (Functional.call, keras.Sequential.call)
     if functional is None or not own:
         return _checked(model, task, batch)
     if model.activity_regularizer is not None:
-        raise UserCodeError(f"the model {model.name!r} has an activity regularizer of its own, which belongs to no "
-                            "layer. Give it to the last layer")
+        raise Uncuttable(f"the model {model.name!r} has an activity regularizer of its own, which belongs to no "
+                         "layer. Give it to the last layer, or take hybrid=null")
     graph = _Graph()
     for tensor in functional.inputs:
         graph.number(tensor)
@@ -166,14 +166,14 @@ def _checked(model: keras.Model, task: Task, batch: Any) -> Chain:
                   for number, layer in enumerate(layers))
     found = Chain(model, links, 1, "layers", lambda inputs: [inputs], (len(links),), lambda values: values[0])
     remedy = ("Its layers must run one after another in the order of model.layers; else make it a functional model: "
-              "keras.Model(inputs, outputs)")
+              "keras.Model(inputs, outputs), or take hybrid=null")
     held = {id(variable) for link in links for variable in link.variables}
     loose = [variable.path for variable in model.variables if id(variable) not in held
              and "seed_generator_state" not in variable.path]
     if loose or not links:
-        raise UserCodeError(f"the model {model.name!r} ({type(model).__name__}) cannot be cut into stages: "
-                            + (f"the variable {loose[0]!r} belongs to none of its layers. " if loose else
-                               "it has no layers. ") + remedy)
+        raise Uncuttable(f"the model {model.name!r} ({type(model).__name__}) cannot be cut into stages: "
+                         + (f"the variable {loose[0]!r} belongs to none of its layers. " if loose else
+                            "it has no layers. ") + remedy)
     batch = pipeline.through(task, batch, "train", tf.zeros(2, tf.int32))
     for training in (False, True):
         with Pure(training) as pure:
@@ -185,12 +185,12 @@ def _checked(model: keras.Model, task: Task, batch: Any) -> Chain:
                     values.update(zip(link.gives, link(values, training)))
             mine, same = found.outputs(values), len(pure.losses) == losses
         except Exception as error:
-            raise UserCodeError(f"the model {model.name!r} ({type(model).__name__}) cannot be cut into stages: its layer "
-                                f"{link.name!r} does not take what the one before it gives ({error}). {remedy}") from error
+            raise Uncuttable(f"the model {model.name!r} ({type(model).__name__}) cannot be cut into stages: its layer "
+                             f"{link.name!r} does not take what the one before it gives ({error}). {remedy}") from error
         if not same or not _equal(wanted, mine):
-            raise UserCodeError(f"the model {model.name!r} ({type(model).__name__}) cannot be cut into stages: its layers, "
-                                f"one after another ({' > '.join(found.names[:6])}), do not give what it gives"
-                                f"{' in training' if training else ''}. {remedy}")
+            raise Uncuttable(f"the model {model.name!r} ({type(model).__name__}) cannot be cut into stages: its layers, "
+                             f"one after another ({' > '.join(found.names[:6])}), do not give what it gives"
+                             f"{' in training' if training else ''}. {remedy}")
     return found
 
 

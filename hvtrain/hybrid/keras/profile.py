@@ -10,10 +10,11 @@ Memory is read from the same graph: what backward's operations take of what forw
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from statistics import median
-from typing import Any, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import keras
 import numpy as np
@@ -30,10 +31,13 @@ from hvtrain.hybrid.keras.purity import is_generator
 from hvtrain.hybrid.keras.saved import saved_bytes, size
 from hvtrain.task import Task
 
+Times = tuple[list[float], list[float], float]
 ROUNDS = (4, 12)
 """Fewest and most passes of which the median is taken; the first counts for nothing."""
-BUDGET = 1.5
+BUDGET = 2.0
 """Seconds after which no further pass begins."""
+LONGEST = 5.0
+"""Seconds that a pass may take. Where it would be more, a smaller micro-batch says as well what a sample takes."""
 
 
 @dataclass
@@ -45,8 +49,9 @@ class Marks:
 
 
 def measure(model: keras.Model | Chain, task: Task, batch: Any, count: int, device: str = "/CPU:0",
-            optimizer: keras.optimizers.Optimizer | None = None) -> ModelCosts:
-    """What each link costs with ``batch`` of ``count`` samples; the loss belongs to the last one.
+            optimizer: keras.optimizers.Optimizer | None = None, *, sizes: Sequence[int] = (), room: float = math.inf,
+            gate: Callable[[], None] = lambda: None) -> tuple[ModelCosts, ...]:
+    """What each link costs with the first samples of ``batch``, which has ``count``; the loss belongs to the last one.
 
     Nothing is changed: neither weights nor statistics nor random numbers nor the optimizer. A variable that several
     links use, and a tensor that several keep for backward, counts for the first. What loops keep (of LSTM, for
@@ -55,41 +60,74 @@ def measure(model: keras.Model | Chain, task: Task, batch: Any, count: int, devi
     Args:
         model: built, or in links already.
         optimizer: of the model; how long it takes and how large its state is are measured with a twin.
+        sizes: numbers of samples to measure with, ascending; empty for ``count``. One answer comes for each, but for those
+            at the end whose activations would take more than ``room`` bytes, or whose passes would take very long.
+        gate: called before what is to be done at the same time by all processes that measure.
 
     Raises:
         UserCodeError: the model cannot be cut.
     """
     batch = pipeline.through(task, tensors(batch), "train", tf.zeros(2, tf.int32))
-    cut = model if isinstance(model, Chain) else chain(model, task, batch)
-    forward, backward, overhead, marks, graph = _times(cut, task, batch, count, device)
-    half, slope = count // 2, 1.0
-    if half:
-        few = tf.nest.map_structure(lambda part: part[:half] if part.shape.rank and len(part) == count else part, batch)
-        small = sum(map(sum, _times(cut, task, few, half, device)[:2])) / sum((*forward, *backward))
-        slope = min(max((1 - small) / (1 - half / count), 0.0), 1.0)
-    saved = saved_bytes(graph, marks.operations)
-    entered = sum(map(size, tf.nest.flatten(cut.begin(task, batch))))
+    cut = model if isinstance(model, Chain) else chain(model, task, _first(batch, count, min(sizes, default=count)))
+    passes: list[_Pass] = []
+    for number in sizes or (count,):
+        one = _Pass(cut, task, _first(batch, count, number), number, device)
+        if passes and sum((*one.saved, *one.outputs, one.entered)) > room:
+            break
+        passes.append(one)
+    gate()
+    times = _times(passes)
+    gate()
     update, state = (0.0, 0.0) if optimizer is None else _update(optimizer, cut.model.trainable_variables, device)
-    layers = tuple(LayerCost(*values) for values in zip(cut.names, forward, backward, _parameters(cut), saved, marks.outputs))
-    return ModelCosts(layers, count, device, state, update, overhead, slope, entered)
+    parameters = _parameters(cut)
+    return tuple(
+        ModelCosts(tuple(map(LayerCost, cut.names, forward, backward, parameters, one.saved, one.outputs)), one.count, device,
+                   state, update, overhead, one.entered)
+        for one, (forward, backward, overhead) in zip(passes, times))
 
 
-def _times(cut: Chain, task: Task, batch: Any, count: int,
-           device: str) -> tuple[list[float], list[float], float, Marks, Any]:
-    """Median seconds of each link forward and backward, and of what belongs to none; what is in the graph."""
-    links, marks = len(cut.links), Marks([], [])
-    traced = Traced(lambda parts: _graph(cut, task, parts, count, device, marks), [
-        tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape, part.dtype), batch)])
-    parts, rounds = tf.nest.flatten(batch), []
-    began = time.perf_counter()
-    while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() - began < BUDGET):
+def _first(batch: Any, count: int, few: int) -> Any:
+    """The first samples of a batch, wherever a tensor in it has one for each."""
+    return tf.nest.map_structure(lambda part: part[:few] if part.shape.rank and len(part) == count else part, batch)
+
+
+class _Pass:
+    """One micro-batch of ``count`` samples, traced; and the bytes that backward keeps of each link, that each hands on, and
+    that enter the first."""
+
+    def __init__(self, cut: Chain, task: Task, batch: Any, count: int, device: str):
+        self.count, self._links = count, len(cut.links)
+        marks = Marks([], [])
+        self._traced = Traced(lambda parts: _graph(cut, task, parts, count, device, marks), [
+            tf.nest.map_structure(lambda part: tf.TensorSpec(part.shape, part.dtype), batch)])
+        self._parts = tf.nest.flatten(batch)
+        self.saved, self.outputs = saved_bytes(self._traced.graph, marks.operations), marks.outputs
+        self.entered = sum(map(size, tf.nest.flatten(cut.begin(task, batch))))
+
+    def once(self) -> Times:
+        """Run it: seconds of each link forward and backward, and of what belongs to none."""
         begin = time.perf_counter()
-        clock = traced(*parts)[0].numpy()
+        clock = self._traced(*self._parts)[0].numpy()
         seconds = time.perf_counter() - begin
         passed = np.diff(clock).tolist()
-        rounds.append([*passed, max(0.0, seconds - sum(passed))])
-    medians = [median(times) for times in zip(*rounds[1:])]
-    return medians[:links], medians[links:2 * links][::-1], medians[-1], marks, traced.graph
+        return passed[:self._links], passed[self._links:][::-1], max(0.0, seconds - sum(passed))
+
+
+def _times(passes: Sequence[_Pass]) -> list[Times]:
+    """Medians of ``passes``, which take turns; those at the end are left out that would take very long."""
+    passes[0].once()  # what is done once only counts for nothing
+    sample = sum(map(sum, passes[0].once()[:2])) / passes[0].count
+    passes = [one for one in passes if one is passes[0] or one.count * sample <= LONGEST]
+    rounds: list[list[Times]] = []
+    began = time.perf_counter()
+    while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() - began < BUDGET):
+        rounds.append([one.once() for one in passes])
+    return [(_medians(forward), _medians(backward), median(overhead))
+            for forward, backward, overhead in (zip(*runs) for runs in zip(*rounds[1:]))]
+
+
+def _medians(rounds: Iterable[Sequence[float]]) -> list[float]:
+    return [median(times) for times in zip(*rounds)]
 
 
 def _graph(cut: Chain, task: Task, batch: Any, count: int, device: str, marks: Marks) -> list[tf.Tensor]:

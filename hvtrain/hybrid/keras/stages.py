@@ -10,7 +10,9 @@ import tensorflow as tf
 
 from hvtrain.config import Job
 from hvtrain.errors import UsageError
+from hvtrain.hybrid import splits
 from hvtrain.hybrid.keras.links import Chain, Link
+from hvtrain.hybrid.openings import unsettled
 
 
 @dataclass(frozen=True)
@@ -28,18 +30,15 @@ def settled(job: Job) -> list[int]:
     hybrid = job.hybrid
     assert hybrid is not None
     if not isinstance(hybrid.stages, int) or not isinstance(hybrid.microbatches, int) or hybrid.split is None:
-        raise UsageError("hybrid.stages, .microbatches and .split must be settled before a worker starts, got "
-                         f"{hybrid.stages}, {hybrid.microbatches} and {hybrid.split}. `hvtrain run` settles them; "
-                         "`hvtrain plan` prints what to write")
+        raise unsettled(hybrid)
     return list(hybrid.split)
 
 
 def cut(chain: Chain, split: Sequence[int], devices: Sequence[str]) -> list[Stage]:
     """``split[k]`` links for stage k. Raises UsageError if it is not about this chain."""
-    if sum(split) != len(chain.links) or min(split) < 1 or len(split) != len(devices):
-        raise UsageError(f"hybrid.split is {list(split)}, {sum(split)} layers in {len(split)} stages, but the model has "
-                         f"{len(chain.links)} layers for {len(devices)} devices: {', '.join(chain.names[:8])}"
-                         f"{', ...' if len(chain.links) > 8 else ''}. Leave it out, or see `hvtrain plan`")
+    if len(split) != len(devices):
+        raise UsageError(f"hybrid.split makes {len(split)} stages, but there are {len(devices)} devices")
+    splits.check(split, chain.names)
     stages, first = [], 0
     for number, (count, device) in enumerate(zip(split, devices)):
         stages.append(Stage(number, device, first, chain.links[first:first + count]))

@@ -25,7 +25,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 import tensorflow as tf
 
 from hvtrain.adapters.keras import pipeline
-from hvtrain.errors import UserCodeError
+from hvtrain.errors import Uncuttable
 from hvtrain.hybrid.keras.crossing import Shapes, spec
 from hvtrain.hybrid.keras.halves import Halves
 from hvtrain.hybrid.keras.links import Chain
@@ -93,7 +93,7 @@ class _Later:
 def trace(plan: Plan, batch: Any) -> list[StageTrace]:
     """Trace all stages for batches as ``batch``, a structure of tensors' specifications.
 
-    Raises UserCodeError for variables that are changed in one stage and used in another.
+    Raises Uncuttable for variables that are changed in one stage and used in another.
     """
     tracing = _Tracing(plan)
     with _deep(FRAMES * len(plan.stages)):
@@ -220,7 +220,7 @@ class _Tracing:
         for key, variable in self._written.items():
             users = sorted(self._passes.users[key])
             if len(users) > 1:
-                raise UserCodeError(
+                raise Uncuttable(
                     f"the variable {self._plan.name_of(variable)!r}, which the forward pass changes, is used by links of "
                     f"the stages {' and '.join(map(str, users))}, so that they would have to wait for each other. "
                     "Choose hybrid.split so that these links lie in one stage, or give each a layer of its own")

@@ -16,7 +16,7 @@ from typing import Any, Callable, NamedTuple
 
 import torch
 
-from hvtrain.errors import UserCodeError
+from hvtrain.errors import Uncuttable
 
 _PLAIN = (type(None), numbers.Number, str, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format, slice,
           range, type(Ellipsis), type)
@@ -35,7 +35,7 @@ class Crossing(NamedTuple):
 def mapped(value: Any, change: Callable[[torch.Tensor], Any], strict: bool = False) -> Any:
     """``value`` with every tensor in it changed, in a fixed order. Tuples, lists, dicts and dataclasses are looked into.
 
-    If it is to be ``strict``, raises UserCodeError for what might hold tensors unseen.
+    If it is to be ``strict``, raises Uncuttable for what might hold tensors unseen.
     """
     if isinstance(value, torch.Tensor):
         return change(value)
@@ -54,9 +54,9 @@ def mapped(value: Any, change: Callable[[torch.Tensor], Any], strict: bool = Fal
                                              for field in dataclasses.fields(value) if field.init})
     if not strict or isinstance(value, _PLAIN) or hasattr(value, "__array_interface__"):
         return value
-    raise UserCodeError(f"a {type(value).__name__} would have to cross the border between two stages, and hvtrain cannot "
-                        "see which tensors are in it. Hand tensors on as they are or in tuples, lists, dicts or "
-                        "dataclasses, or set hybrid.split so that no border lies there")
+    raise Uncuttable(f"a {type(value).__name__} would have to cross the border between two stages, and hvtrain cannot "
+                     "see which tensors are in it. Hand tensors on as they are or in tuples, lists, dicts or "
+                     "dataclasses, or set hybrid.split so that no border lies there")
 
 
 def tensors(value: Any) -> list[torch.Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hvtrain.adapters.torch.batches import to_device
-from hvtrain.errors import UserCodeError
+from hvtrain.errors import Uncuttable, UserCodeError
 from hvtrain.hybrid.torch import checking, grouping, tracing
 from hvtrain.hybrid.torch import links as linking
 from hvtrain.hybrid.torch.links import Around
@@ -64,7 +64,8 @@ def chain(model: nn.Module, sample_inputs: Any = None, *, check: bool = True) ->
         check: hold the chain against the model, with two of the samples.
 
     Raises:
-        UserCodeError: the model cannot be cut; it says where, why and what to do.
+        Uncuttable: the model cannot be cut; it says where, why and what to do.
+        UserCodeError: what it says about its layers is wrong.
     """
     _refuse_compiled(model)
     example = None
@@ -108,7 +109,7 @@ def _example(model: nn.Module, args: tuple[Any, ...], named: Mapping[str, Any]) 
 def _sequential(model: nn.Sequential) -> tuple[list[nn.Module], list[str]]:
     pairs = list(linking.flattened(model))
     if not pairs:
-        raise UserCodeError("the model is an empty nn.Sequential: there is nothing to cut into stages")
+        raise Uncuttable("the model is an empty nn.Sequential: there is nothing to cut into stages")
     return [link for _, link in pairs], [name for name, _ in pairs]
 
 
@@ -154,16 +155,16 @@ def _call(model: nn.Module, layer: Any, number: int) -> nn.Module:
 
 def _refuse_compiled(model: nn.Module) -> None:
     if isinstance(model, torch.jit.ScriptModule):
-        raise UserCodeError("the model is TorchScript (torch.jit), whose forward is no Python that could be cut into "
-                            "stages. Have Task.model give the module that it was made of, or take hybrid.stages=1")
+        raise Uncuttable("the model is TorchScript (torch.jit), whose forward is no Python that could be cut into "
+                         "stages. Have Task.model give the module that it was made of, or take hybrid.stages=1")
     inner = getattr(model, "_orig_mod", None)  # of torch.compile (2.13)
     if isinstance(inner, nn.Module):
-        raise UserCodeError(f"the model is a {type(inner).__name__} within torch.compile, which compiles it as a whole, so "
-                            "that it cannot be cut into stages. Have Task.model give the module itself, with its layers "
-                            "compiled each (layer.compile()), or take hybrid.stages=1")
+        raise Uncuttable(f"the model is a {type(inner).__name__} within torch.compile, which compiles it as a whole, so "
+                         "that it cannot be cut into stages. Have Task.model give the module itself, with its layers "
+                         "compiled each (layer.compile()), or take hybrid.stages=1")
 
 
 def _refuse_hooks(model: nn.Module) -> None:
     if linking.has_hooks(model):
-        raise UserCodeError(f"hooks are registered on {type(model).__name__} itself, which nobody calls as a whole once "
-                            "it is cut into stages. Register them on its sub-modules, or take hybrid.stages=1")
+        raise Uncuttable(f"hooks are registered on {type(model).__name__} itself, which nobody calls as a whole once "
+                         "it is cut into stages. Register them on its sub-modules, or take hybrid.stages=1")

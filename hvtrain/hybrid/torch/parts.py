@@ -17,7 +17,8 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from hvtrain.errors import UsageError, UserCodeError
+from hvtrain.errors import Uncuttable, UsageError
+from hvtrain.hybrid import splits
 from hvtrain.hybrid.torch import links as linking
 from hvtrain.hybrid.torch.chain import Chain
 from hvtrain.hybrid.torch.links import Around
@@ -105,7 +106,7 @@ def cut(chain: Chain, split: Sequence[int], devices: Sequence[torch.device | str
 
     Raises:
         UsageError: ``split`` does not fit the chain or the devices.
-        UserCodeError: parts share what cannot be shared.
+        Uncuttable: parts share what cannot be shared.
     """
     _check(chain, split, devices)
     parts: list[Part] = []
@@ -147,8 +148,8 @@ def _separated(chain: Chain, links: Sequence[nn.Module], shared: dict[int, torch
     try:
         made = [copy.deepcopy(link, memo) for link in links] if replaced else links
     except (RuntimeError, TypeError) as error:  # a tensor that was computed, a lock, a generator
-        raise UserCodeError(f"stage {number} uses weights of an earlier stage, so that its modules have to be copied, "
-                            f"which failed: {error}. Cut so that one stage has both, by hybrid.split") from error
+        raise Uncuttable(f"stage {number} uses weights of an earlier stage, so that its modules have to be copied, "
+                         f"which failed: {error}. Cut so that one stage has both, by hybrid.split") from error
     copies = [(memo[key], m) for key, m in originals.items() if memo.get(key, m) is not m]
     return made, ties, copies
 
@@ -177,7 +178,7 @@ def _refuse_statistics(chain: Chain, links: Sequence[nn.Module], shared: dict[in
                 path = next((path for path, m in chain.model.named_modules() if m is module), type(module).__name__)
                 what = (f"the normalisation layer {path!r}" if isinstance(module, _NormBase)
                         else f"the averaged buffer {f'{path}.{own[0]}'.lstrip('.')!r}")
-                raise UserCodeError(
+                raise Uncuttable(
                     f"{what} is used by layer {number} ({chain.names[number]}) and by an earlier stage, so that its values "
                     "would depend on which is faster. Give each its own, or cut so that one stage has both, by "
                     "hybrid.split")
@@ -193,9 +194,5 @@ def _numbered(device: torch.device | str) -> torch.device:
 def _check(chain: Chain, split: Sequence[int], devices: Sequence[Any]) -> None:
     if len(split) != len(devices):
         raise UsageError(f"hybrid.split makes {len(split)} stages, but there are {len(devices)} devices")
-    if split and min(split) >= 1 and sum(split) == len(chain.links):
-        return
-    whole = "".join(f"\n  {path} was kept whole: {reason}" for path, reason in chain.kept_whole.items())
-    raise UsageError(f"hybrid.split is {list(split)}, {sum(split)} layers in all, but the model has {len(chain.links)}: "
-                     f"{', '.join(chain.names)}. Every stage needs one at least; leave hybrid.split out to have it "
-                     f"chosen{whole}")
+    kept = "".join(f"\n  {path} was kept whole: {reason}" for path, reason in chain.kept_whole.items())
+    splits.check(split, chain.names, kept)

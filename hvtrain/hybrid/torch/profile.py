@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
-from typing import Any, Callable, ContextManager
+from typing import Any, Callable, ContextManager, Sequence
 
 import torch
 from torch import nn
@@ -20,8 +21,9 @@ from hvtrain.task import Task
 
 def measure(model: nn.Module | Chain, task: Task, batch: Any, count: int, device: torch.device | str,
             optimizer: torch.optim.Optimizer | None = None,
-            context: Callable[[], ContextManager[Any]] = nullcontext, *, uncut: bool = False) -> ModelCosts:
-    """What each link costs with ``batch`` of ``count`` samples; the loss belongs to the last one.
+            context: Callable[[], ContextManager[Any]] = nullcontext, *, uncut: bool = False, sizes: Sequence[int] = (),
+            room: float = math.inf, gate: Callable[[], None] = lambda: None) -> tuple[ModelCosts, ...]:
+    """What each link costs with the first samples of ``batch``, which has ``count``; the loss belongs to the last one.
 
     Weights, buffers, gradients, random numbers and the optimizer are afterwards what they were before. A parameter that
     several links use, and a tensor that several keep for backward, counts for the first.
@@ -31,32 +33,37 @@ def measure(model: nn.Module | Chain, task: Task, batch: Any, count: int, device
         optimizer: over the model's parameters; its step and the size of its state are measured.
         context: what forward runs in, such as autocast.
         uncut: measure a model that cannot be cut as one layer, instead of raising.
+        sizes: numbers of samples to measure with, ascending; empty for ``count``. One answer comes for each, but for those
+            at the end whose activations would take more than ``room`` bytes, or whose passes would take very long.
+        gate: called before what is to be done at the same time by all processes that measure.
 
     Raises:
         UserCodeError: the model cannot be cut, or its loss is none.
     """
     device = torch.device(device)
     batch = to_device(batch, device)
-    cut = model if isinstance(model, Chain) else _chain(model, task, batch, uncut)
+    parts = [(_first(batch, count, size), size) for size in sizes or (count,)]
+    cut = model if isinstance(model, Chain) else _chain(model, task, parts[0][0], uncut)
     run = Walk(cut, task, device, context)
     with checking.unchanged(cut.model) as put_back, tracing.in_mode(cut.model, True):
         for link in cut.links:
             links.follow(link, cut.model)
-        half = count // 2 if count > 3 else 0  # normalisation needs two samples
-        sizes = [(batch, count), (_first(batch, count, half), half)] if half else [(batch, count)]
-        (forward, backward, overhead), *small = run.times(sizes)
-        slope = 1.0
-        for forward_small, backward_small, _ in small:
-            part = sum((*forward_small, *backward_small)) / sum((*forward, *backward))
-            slope = min(max((1 - part) / (1 - half / count), 0.0), 1.0)
-        saved, outputs, given = run.sizes(batch, count)
+        saved, outputs, given = run.sizes(*parts[0])
+        sample = (sum(saved) + sum(outputs) + given) / parts[0][1]
+        parts = parts[:1] + [part for part in parts[1:] if part[1] * sample <= room]
+        gate()
+        times = run.times(parts)
+        bytes_of = [run.sizes(*part) for part, _ in zip(parts, times)]
         put_back()
     for link in cut.links:
         links.follow(link, cut.model)
+    gate()
     update, state = (0.0, 0.0) if optimizer is None else updating.update(optimizer, device)
-    columns = cut.names, forward, backward, _parameter_bytes(cut), saved, outputs
-    layers = tuple(LayerCost(*values) for values in zip(*columns))
-    return ModelCosts(layers, count, str(device), state, update, overhead, slope, given)
+    parameters = _parameter_bytes(cut)
+    return tuple(
+        ModelCosts(tuple(map(LayerCost, cut.names, forward, backward, parameters, saved, outputs)), size, str(device), state,
+                   update, overhead, given)
+        for (_, size), (forward, backward, overhead), (saved, outputs, given) in zip(parts, times, bytes_of))
 
 
 def _chain(model: nn.Module, task: Task, batch: Any, uncut: bool) -> Chain:

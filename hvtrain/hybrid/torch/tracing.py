@@ -23,7 +23,7 @@ from typing import Any, Callable, Iterator, Mapping, Sequence
 import torch
 from torch import fx, nn
 
-from hvtrain.errors import UserCodeError
+from hvtrain.errors import Uncuttable
 from hvtrain.hybrid.torch import known, links, merging, proxies
 from hvtrain.hybrid.torch.attributes import Attributes
 from hvtrain.hybrid.torch.guards import Untraceable, check_generators, generators, modes, reason, where
@@ -45,7 +45,7 @@ def trace(model: nn.Module, args: Sequence[Any] | None, named: Mapping[str, Any]
     ``args`` and ``named`` are an example of its arguments; None for ``args``: those without a default.
 
     Raises:
-        UserCodeError: the method itself cannot be traced.
+        Uncuttable: the method itself cannot be traced.
     """
     whole: dict[str, str] = {}
     while True:
@@ -162,9 +162,9 @@ class _Tracer(fx.Tracer):
         return merging.rooted(self, root_fn, self._args, self._named)
 
 
-def _uncuttable(model: nn.Module, method: str, blame: Untraceable) -> UserCodeError:
+def _uncuttable(model: nn.Module, method: str, blame: Untraceable) -> Uncuttable:
     where = f"\n  {blame.where}" if blame.where else ""
-    return UserCodeError(
+    return Uncuttable(
         f"{type(model).__name__} cannot be cut into stages, because its {method} cannot be traced: {blame.reason}{where}"
         "\nDo one of these: move that piece into a sub-module of its own, which then stays whole; give the model a "
         "method layers() that returns its modules in the order in which they are applied; write it as nn.Sequential; "

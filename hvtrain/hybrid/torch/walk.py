@@ -25,6 +25,8 @@ ROUNDS = (4, 15)
 """Fewest and most passes of which the median is taken; the first counts for nothing."""
 BUDGET = 2.0
 """Seconds after which no further pass begins."""
+LONGEST = 5.0
+"""Seconds that a pass may take. Where it would be more, a smaller micro-batch says as well what a sample takes."""
 
 
 class Walk:
@@ -40,10 +42,15 @@ class Walk:
         self._sums = [[torch.zeros_like(p) for p in weights] for weights in self._weights]
 
     def times(self, batches: Sequence[tuple[Any, int]]) -> list[Times]:
-        """For each (batch, count) median seconds of each link's forward and backward pass, and of what comes before.
+        """For each (batch, count), the smallest first, median seconds of each link's forward and backward pass, and of what
+        comes before. The last ones are left out if they would take very long.
 
         The batches take turns, so that what slows the machine down for a while does so to all of them.
         """
+        smallest = batches[0][1]
+        self._once(*batches[0])  # what is done once only counts for nothing
+        sample = sum(map(sum, self._once(*batches[0])[:2])) / smallest
+        batches = [(batch, count) for batch, count in batches if count == smallest or count * sample <= LONGEST]
         rounds: list[list[Times]] = []
         began = time.perf_counter()
         while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() - began < BUDGET):
