@@ -18,6 +18,7 @@ from hvtrain.control.guests import Guests
 from hvtrain.control.rendezvous import Rendezvous
 from hvtrain.control.roster import Limits, Phase, State
 from hvtrain.control.shares import Shares
+from hvtrain.control.spread import Spread
 from hvtrain.engine import roundsecret
 from hvtrain.errors import ExitCode, ProtocolError, UsageError
 
@@ -61,7 +62,7 @@ class Coordinator:
         self._pumping: asyncio.Task | None = None
         self._pids: dict[str, int] = {}
         self._agents: set[str] = set()
-        self._shares = Shares()
+        self._shares, self._spread = Shares(), Spread()
         self.before_close: Callable[[int], Awaitable[None]] | None = None
         self.takes_over = False  # from a coordinator that was lost, so even the first round goes on from what was kept
         self._clients = itertools.count()
@@ -205,7 +206,7 @@ class Coordinator:
         first = action.fresh
         action = replace(action, fresh=first and not self.takes_over)
         places = seats.assign(action, rendezvous=(self.host, port), interface=self.interface, secret=nonce, first=first,
-                              job=self._job)
+                              job=self._job, apart=self._spread.apart([host for _, host in action.members]))
         await asyncio.gather(*(self._door.send(action.members[seat.rank][0], seat) for seat in places))
 
     def _is_members(self, address: str) -> bool:

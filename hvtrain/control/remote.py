@@ -135,7 +135,7 @@ class RemoteSession(QuietSession):
             cross_rank=seat.cross_rank, cross_size=seat.cross_size, host=seat.host,
             rendezvous_host=seat.rendezvous_host, rendezvous_port=seat.rendezvous_port, interface=interface,
             address=address, timeout=comm.timeout.seconds, cycle_ms=comm.cycle_ms,
-            shared_memory=comm.shared_memory,
+            shared_memory=comm.shared_memory and not (seat.apart and comm.codec == "none"),
             secret=auth.round_secret(self.token, seat.secret)), self._boot.job.framework)
         with self._lock:
             self.round, self.rank, self.size, self.fresh = seat.round, seat.rank, seat.size, seat.fresh

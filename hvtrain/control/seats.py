@@ -8,7 +8,7 @@ from hvtrain.control import events, messages
 
 
 def assign(action: events.FormRound, *, rendezvous: tuple[str, int], interface: str,
-           secret: str = "", first: bool = True, job: str = "") -> list[messages.Seat]:
+           secret: str = "", first: bool = True, job: str = "", apart: bool = False) -> list[messages.Seat]:
     """The members' seats in rank order: rank counts all, local rank within a host, cross rank over hosts."""
     per_host = Counter(host for _, host in action.members)
     hosts = list(per_host)
@@ -22,5 +22,5 @@ def assign(action: events.FormRound, *, rendezvous: tuple[str, int], interface: 
             round=action.round, rank=rank, size=len(action.members), local_rank=local,
             local_size=per_host[host], cross_rank=peers.index(host), cross_size=len(peers), host=host,
             rendezvous_host=rendezvous[0], rendezvous_port=rendezvous[1], interface=interface, secret=secret,
-            fresh=action.fresh, first=first, job=job))
+            fresh=action.fresh, first=first, job=job, apart=apart))
     return result

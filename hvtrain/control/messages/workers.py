@@ -118,6 +118,7 @@ class Seat(Message):
     fresh: bool = True  # no step has been taken in this job yet
     first: bool = True  # by this coordinator; fresh is also by the one that it takes over from
     job: str = Field("", max_length=40)  # what the checkpoints' fence calls it
+    apart: bool = False  # sums must not begin within hosts: control/spread.py
 
 
 class Stop(Message):
