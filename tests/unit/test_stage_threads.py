@@ -12,6 +12,14 @@ from hvtrain.hybrid import workers
 from hvtrain.hybrid.workers import Crew, Effort
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """SIGINT means KeyboardInterrupt, also where tests run in the background of a script, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_after(seconds: float) -> threading.Timer:
     """Ctrl-C for this process, after a while."""
     timer = threading.Timer(seconds, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
