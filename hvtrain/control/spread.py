@@ -6,9 +6,9 @@
     1 + 1 + 1 + 1                       the same tree over the network
     2 + 1 + 1    ring                   left to itself the engine takes gloo's ring here, whose order is another one
 
-A job that began with sums in the order of the tree keeps that order: where a lost worker's place is taken on another host,
+Workers whose first round of that many summed in the order of the tree keep that order: where a lost worker's place is taken on another host,
 so that the hosts do not fit the tree any more, workers exchange numbers as if each had a host of its own
-(engine/native/hvtrain_tree.h, hvtrain_neighbours.h). A job that began otherwise has no such order to keep.
+(engine/native/hvtrain_tree.h, hvtrain_neighbours.h). Those that began otherwise have no such order to keep.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ class Spread:
     """Of one job's rounds."""
 
     def __init__(self) -> None:
-        self._began_as_tree: bool | None = None
+        self._began_as_tree: dict[int, bool] = {}  # by the number of workers
 
     def apart(self, hosts: Sequence[str]) -> bool:
         """Whether the next round's workers must not add up within hosts first; ``hosts`` of its ranks, in order."""
         tree = is_tree(hosts)
-        if self._began_as_tree is None:
-            self._began_as_tree = tree
-        return self._began_as_tree and not tree
+        return self._began_as_tree.setdefault(len(hosts), tree) and not tree
 
 
 def is_tree(hosts: Sequence[str]) -> bool:

@@ -30,7 +30,7 @@ def main(boot: Boot, worker: str, rank: int, local_rank: int, round: int, said: 
     redirect_output(boot, rank)
     noise.show(said)
     log.info("worker %s, pid %d", worker, os.getpid())
-    if boot.job.hybrid is not None:  # stages are threads
+    if boot.job.hybrid is not None and boot.job.hybrid.stages != 1:  # stages are threads
         process.one_heap()
     session = RemoteSession(boot, worker)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the launcher, which asks for a stop

@@ -33,6 +33,9 @@ Found = tuple[tuple[ModelCosts, ...], int, "int | None", str]
 ROOM = 0.5
 """The part of the free memory that the activations of a measurement may take."""
 
+BATCH_ROOM = 0.1
+"""The part that its samples may take; collating holds them twice, and so may a GPU, which has less."""
+
 
 @dataclass(frozen=True)
 class Request:
@@ -69,7 +72,10 @@ def measure(request: Request, gate: Gate = lambda: None) -> Measurement:
         raise UsageError(f"a measurement takes a task (task.target); {job.task.script} is a script")
     adapters.import_framework(job.framework)
     task = target.build(job.task.target, request.module_dir, job.task.args)
-    batch, count = _example(job, task, request.sizes[-1])
+    batch, count = _example(job, task, request.sizes[0])
+    fit = [size for size in request.sizes if size * _size(batch) / count <= BATCH_ROOM * memory_free()]
+    if fit and fit[-1] > count:
+        batch, count = _example(job, task, fit[-1])
     # A small data set may have fewer samples.
     request = replace(request, sizes=tuple(sorted({min(size, count) for size in request.sizes})))
     measure_with = _torch if job.framework == "torch" else _keras
@@ -78,6 +84,13 @@ def measure(request: Request, gate: Gate = lambda: None) -> Measurement:
         found = tuple(replace(costs, state=costs.state + 1) for costs in found)
     speeds = Speeds(found, last_recomputes=job.framework != "torch")  # hvtrain.hybrid.torch.pipeline
     return Measurement(speeds, gpus=gpus, memory=memory, code={path: digest(path) for path in _code()}, whole=whole)
+
+
+def _size(batch: Any) -> int:
+    """Bytes of all arrays in a batch."""
+    if isinstance(batch, (dict, list, tuple)):
+        return sum(map(_size, batch.values() if isinstance(batch, dict) else batch))
+    return int(getattr(batch, "nbytes", 0))
 
 
 def _example(job: Job, task: Any, samples: int) -> tuple[Any, int]:

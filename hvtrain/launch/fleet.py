@@ -17,6 +17,10 @@ from hvtrain.launch.member import Member
 from hvtrain.launch.ssh import Trouble
 
 
+JUDGE_SECONDS = 20.0
+"""How long it may take to hold a host against the others; further ones that come wait so long."""
+
+
 class Fleet:
     """All hosts of a job."""
 
@@ -93,9 +97,12 @@ class Fleet:
             return Trouble(f"the same machine as {owner}", "name it once, with all its slots", True)
         self._machines[met.host.name] = _machine(met)  # before anything is waited for: its twin may be met just now
         async with self._judging:
-            agents = self.coordinator.agents()
-            there = [member for member in self._members.values() if member.name in agents and member.host != met.host]
-            return await latecomer.trouble(met, self._address, there)
+            # Those as well that have been let in just now, and whose agent is not connected yet.
+            there = [member for member in self._members.values() if member.answers and member.host != met.host]
+            try:
+                return await asyncio.wait_for(latecomer.trouble(met, self._address, there), JUDGE_SECONDS)
+            except asyncio.TimeoutError:
+                return Trouble("it does not answer any more", f"is it on? ping {met.host.name.rpartition('@')[2]}", True)
 
     def _owner(self, met: Met) -> str | None:
         """By which other name the machine takes part, or has not left yet: a second agent there would end the first."""

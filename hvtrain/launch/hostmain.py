@@ -83,13 +83,13 @@ class HostProcess:
                 message = json.loads(line)
                 await self._obey(message.get("op"), message, reader)
             except (ValueError, KeyError, TypeError, AttributeError) as error:
-                self._say(op="failed", reason=f"{type(error).__name__}: {error}")
+                self._say(op="failed", reason=f"{type(error).__name__}: {error}", number=_number(line))
         if not self._told:
             await self._dismiss()
 
     async def _obey(self, op: str, message: dict[str, Any], reader: asyncio.StreamReader) -> None:
         if op == "reach":
-            self._reaching = asyncio.create_task(self._reach(message["targets"]))  # what follows may be an order to end
+            self._reaching = asyncio.create_task(self._reach(message))  # what follows may be an order to end
         elif op == "listen":
             from hvtrain.launch.probing import Listener
 
@@ -97,7 +97,7 @@ class HostProcess:
                 self._listener.close()
             self._listener = Listener()
             found = await self._listener.open(filter(None, [message["address"]]))
-            self._say(op="listening", targets=[target.packed() for target in found])
+            self._say(op="listening", targets=[target.packed() for target in found], number=message.get("number"))
         elif op == "agent":
             await self._tell_agent(message["record"])
         elif op == "watch":
@@ -107,10 +107,14 @@ class HostProcess:
         elif op == "kill":
             await self._kill()
 
-    async def _reach(self, targets: list[list[Any]]) -> None:
+    async def _reach(self, message: dict[str, Any]) -> None:
         from hvtrain.launch.probing import Target, reach
 
-        self._say(op="reached", by=await reach([Target(*target) for target in targets]))
+        number = message.get("number")
+        try:
+            self._say(op="reached", by=await reach([Target(*target) for target in message["targets"]]), number=number)
+        except Exception as error:  # noqa: BLE001 - somebody waits for an answer
+            self._say(op="failed", reason=f"{type(error).__name__}: {error}", number=number)
 
     # The agent -------------------------------------------------------------------------------------------
     async def _claim(self) -> bool:
@@ -201,6 +205,14 @@ class HostProcess:
                 self._up.write(data)
         forwarding.cancel()
         self._over.set()
+
+
+def _number(line: bytes) -> int | None:
+    """Of the question in a line that cannot be obeyed."""
+    try:
+        return json.loads(line).get("number")
+    except (ValueError, AttributeError):
+        return None
 
 
 def _examine(hello: dict[str, Any]) -> dict[str, Any]:

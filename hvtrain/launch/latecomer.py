@@ -41,7 +41,9 @@ async def trouble(met: Met, coordinator: Address, residents: Sequence[Resident])
         return Trouble(f"it does not reach the coordinator at {centre.address} port {centre.port}",
                        "let it connect to all TCP ports here", True)
     door = await ask(met, "listening", op="listen", address=own)
-    targets = [centre.packed(), *door.get("targets", [])]
+    if not door.get("targets"):
+        return judging.hidden(own)
+    targets = [centre.packed(), *door["targets"]]
     near = list(residents[:NEIGHBOURS])
     answers = await asyncio.gather(*(each.ask("reached", op="reach", targets=targets) for each in near))
     ways = {each: answer["by"] for each, answer in zip(near, answers) if len(answer.get("by") or []) == len(targets)}

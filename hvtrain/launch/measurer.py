@@ -10,12 +10,12 @@ from typing import Callable
 
 from hvtrain.config import Job
 from hvtrain.engine import machine
-from hvtrain.errors import EnvironmentNotReady
+from hvtrain.errors import EnvironmentNotReady, HvtrainError
 from hvtrain.hybrid import measurement
 from hvtrain.hybrid.costs import ModelCosts
 from hvtrain.hybrid.measurement import Measurement
 from hvtrain.hybrid.measuring import ROOM, Request
-from hvtrain.hybrid.speeds import slowest
+from hvtrain.hybrid.speeds import Speeds, slowest
 from hvtrain.launch import trials
 
 SECONDS = 3 * trials.SECONDS
@@ -55,6 +55,14 @@ def obtain(job: Job, module_dir: str, *, workers: int, threads: int, fresh: bool
     found = replace(found, key=measurement.key(job, hardware()))
     if found.gpus:
         return found
+    try:
+        return replace(found, speeds=_refined(found, request, threads))
+    except HvtrainError:  # too little memory for several at once, perhaps; what one thread alone takes is known
+        return found
+
+
+def _refined(found: Measurement, request: Request, threads: int) -> Speeds:
+    """What the model also takes with all ``threads``, and while others compute. Raises as :func:`trials.measure`."""
     speeds = found.speeds
     request = replace(request, sizes=tuple(costs.batch for costs in speeds.alone))
     if threads > 1:
@@ -65,7 +73,7 @@ def obtain(job: Job, module_dir: str, *, workers: int, threads: int, fresh: bool
         each = max(1, min(threads, machine.cores() // at_once))
         answers = trials.measure([replace(request, threads=each, at_once=at_once)] * at_once)
         speeds = replace(speeds, beside=slowest([answer.speeds.alone for answer in answers]), at_once=at_once, each=each)
-    return replace(found, speeds=speeds)
+    return speeds
 
 
 def _at_once(costs: ModelCosts, cores: int) -> int:

@@ -10,8 +10,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from hvtrain.control.events import AgentLeaving
@@ -54,22 +54,32 @@ class Member:
         self._fleet, self._pause, self._said, self._leaves = fleet, FIRST_PAUSE, "", False
         self._link: HostLink | None = None
         self._task: asyncio.Task | None = None
-        self._asked: deque[tuple[str, asyncio.Future]] = deque()  # in the order in which its host answers
+        self._asked: dict[int, asyncio.Future] = {}  # by the number of the question
+        self._numbers = itertools.count(1)
 
     def begin(self, met: Met | None, after: asyncio.Task | None = None) -> None:
         """Run the agent on a host that was met, or meet it first; not before ``after`` is done."""
         self._task = asyncio.create_task(self._keep(met, after))
         self._task.add_done_callback(self._report)
 
+    @property
+    def answers(self) -> bool:
+        """Whether its process on the host can be asked."""
+        return self._link is not None
+
     async def ask(self, answer: str, **message: Any) -> dict[str, Any]:
         """What its process on the host answers, beside the agent that runs there; nothing, if it does not."""
         if self._link is None:
             return {}
-        heard: asyncio.Future = asyncio.get_running_loop().create_future()
-        self._asked.append((answer, heard))
-        self._link.tell(**message)
-        await asyncio.wait([heard], timeout=ASK_SECONDS)
-        return heard.result() if heard.done() else {}
+        number, heard = next(self._numbers), asyncio.get_running_loop().create_future()
+        self._asked[number] = heard
+        try:
+            self._link.tell(number=number, **message)
+            await asyncio.wait([heard], timeout=ASK_SECONDS)
+        finally:
+            self._asked.pop(number, None)
+        found = heard.result() if heard.done() else {}
+        return found if found.get("op") == answer else {}
 
     def give_up(self) -> None:
         """The coordinator has: end the agent, if its host still answers.
@@ -153,8 +163,9 @@ class Member:
             while (message := await met.link.hear())["op"] != "ended":
                 if message["op"] == "alive":
                     met.link.tell(op="kill")
-                elif self._asked and message["op"] in (self._asked[0][0], "failed"):
-                    self._asked.popleft()[1].set_result(message if message["op"] != "failed" else {})
+                elif message.get("number") is not None:
+                    if (heard := self._asked.pop(message["number"], None)) is not None:
+                        heard.set_result(message)
                 elif message["op"] == "failed":
                     self._fleet.note("host_trouble", self.host, str(message.get("reason")))
                     break
@@ -162,8 +173,9 @@ class Member:
             pass
         finally:
             self._link = None
-            while self._asked:
-                self._asked.popleft()[1].set_result({})
+            for heard in self._asked.values():
+                heard.set_result({})
+            self._asked.clear()
             await met.link.close()
 
     async def _rejoins(self) -> bool:

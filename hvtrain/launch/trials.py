@@ -21,7 +21,7 @@ import time
 from contextlib import suppress
 from typing import IO, Sequence
 
-from hvtrain.control.warmstart import KEEP_MEMORY, SHARE_CORES
+from hvtrain.control.warmstart import KEEP_MEMORY, SECRETS, SHARE_CORES
 from hvtrain.errors import EnvironmentNotReady, HvtrainError, UserCodeError
 from hvtrain.hybrid.measurement import Measurement
 from hvtrain.hybrid.measuring import Request
@@ -69,7 +69,8 @@ class _Trial:
     """One process that measures."""
 
     def __init__(self, request: Request):
-        environment = {**KEEP_MEMORY, **SHARE_CORES, **os.environ, "OPENBLAS_NUM_THREADS": "1"}
+        own = {name: value for name, value in os.environ.items() if name not in SECRETS}
+        environment = {**KEEP_MEMORY, **SHARE_CORES, **own, "OPENBLAS_NUM_THREADS": "1"}
         # The answer comes in a file: one of a thousand layers would fill a pipe before anybody reads it.
         self._noise, self._answer, said = tempfile.TemporaryFile(), tempfile.TemporaryFile(), tempfile.TemporaryFile()
         said.write(json.dumps(request.to_json()).encode())
@@ -88,8 +89,13 @@ class _Trial:
 
     def is_ready(self, until: float) -> bool:
         """Wait until it stands at a gate; False where it has ended instead, or time is over."""
-        waiting, _, _ = select.select([self._ready], [], [], max(0.0, until - time.monotonic()))
-        return bool(waiting) and bool(os.read(self._ready, 1))
+        # Processes that the task has started may hold the pipe open when it has ended.
+        ended = os.pidfd_open(self._process.pid)
+        try:
+            waiting, _, _ = select.select([self._ready, ended], [], [], max(0.0, until - time.monotonic()))
+            return self._ready in waiting and bool(os.read(self._ready, 1))
+        finally:
+            os.close(ended)
 
     def go(self) -> None:
         """Open the gate."""

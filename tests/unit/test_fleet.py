@@ -63,6 +63,7 @@ class FakeMember:
     """Its agent leaves when that is allowed."""
 
     made: list["FakeMember"] = []
+    answers = False
 
     def __init__(self, fleet: Fleet, host: HostSlots, number: int):
         self.host, self.name, self.may_leave, self.after = host, f"{number}@{host.name}", asyncio.Event(), None
@@ -190,6 +191,24 @@ def test_no_room_for_another_ssh_passes(monkeypatch):
         assert found == Trouble("ssh cannot be started: Too many open files", "", True)
     monkeypatch.setattr(Contact, "_hello", lambda contact: {})
     asyncio.run(scenario())
+
+
+def test_hosts_that_come_together_are_held_against_each_other(reached, monkeypatch):
+    """Each was held against those alone whose agents were connected: both came in, and no round could be formed."""
+    async def scenario(fleet: Fleet, contact: FakeContact) -> None:
+        asked = []
+
+        async def trouble(met: Met, coordinator: Address, residents: list) -> None:
+            asked.append((met.host, [member.host for member in residents]))
+
+        monkeypatch.setattr(module.latecomer, "trouble", trouble)
+        fleet._follow([H1, H2])
+        first, second = FakeMember.made
+        await fleet.meet(H1)
+        first.answers = True  # it has been let in; its agent starts
+        await fleet.meet(H2)
+        assert asked == [(H1, []), (H2, [H1])]
+    play(scenario)
 
 
 def test_an_ssh_that_is_missing_for_a_moment_does_not_end_the_looking_after_a_host(reached):

@@ -23,3 +23,10 @@ def test_a_job_that_began_in_the_order_of_the_tree_keeps_it() -> None:
 def test_a_job_that_began_otherwise_has_no_such_order_to_keep() -> None:
     spread = Spread()
     assert not any(spread.apart(hosts) for hosts in ("aab", "abc", "abb", "aaa"))
+
+
+def test_each_number_of_workers_has_an_order_of_its_own() -> None:
+    """One host is always a tree; a job that grows from there to four and two has no calm run to agree with to the bit."""
+    spread = Spread()
+    assert not any(spread.apart(hosts) for hosts in ("a", "aab", "aabb", "aaaabb"))
+    assert spread.apart("aabc")
