@@ -149,7 +149,11 @@ bool Pair::claim() {
   } else {
     step = claim_->look(fd_);
   }
-  if (step == hvtrain::Step::kRefused) {
+  if (step == hvtrain::Step::kClosed && Round::isCut()) {
+    // On one host every attempt succeeds, and is shut as this one was.
+    signalException(GLOO_ERROR_MSG(
+        "connect ", peer_.str(), ": the round has been called off"));
+  } else if (step == hvtrain::Step::kRefused) {
     signalException(GLOO_ERROR_MSG(
         "connect ", peer_.str(), ": what listens there has not proven to be ",
         "rank ", rank_, " of this round (HVTRAIN_ROUND_SECRET)"));

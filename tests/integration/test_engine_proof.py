@@ -269,6 +269,23 @@ def test_strangers_who_take_all_places_for_a_while_only_delay_it(fork: Callable,
     broken_soon(member, number)
 
 
+def test_who_waits_for_an_answer_does_not_dial_again_in_a_round_that_is_called_off(
+        fork: Callable, store: Callable[[], Store]) -> None:
+    """Its socket is shut, which looks as if the listener had closed; all sixteen attempts followed, with a pause each."""
+    member, = fork(1)
+    here, server = store(), lower_listener(backlog=32)
+    with server:
+        here.values["/global/1"] = published(server.getsockname())
+        number = begin(member, **place(here.port, 0, 2, secret=SECRET))
+        with server.accept()[0] as connection:
+            proof.received(connection, HELLO)
+            member.do("abandon")
+            broken_soon(member, number)
+        server.settimeout(0.0)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+
+
 @pytest.mark.parametrize("waiting", ["for a hello", "for the proof", "for an answer"])
 def test_it_can_be_called_off_in_the_middle(waiting: str, fork: Callable, store: Callable[[], Store]) -> None:
     member, = fork(1)
