@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, Awaitable, Callable
 
 from hvtrain.checkpoint import fence
-from hvtrain.control import auth, events, membership, messages, news, overview, seats
+from hvtrain.control import auth, events, membership, messages, news, overview, seats, starts
 from hvtrain.control.causes import OBSERVED, Cause
 from hvtrain.control.chronicle import Chronicle, Observer
 from hvtrain.control.door import Door, Peer, WrongJob
@@ -157,10 +157,9 @@ class Coordinator:
             return await self._door.send(action.worker, messages.Heard(stamp=action.stamp))
         self._chronicle.action(action, self._state)
         if isinstance(action, events.StartWorker):
-            await self._door.send(action.agent, messages.Start(worker=action.worker, rank=action.rank,
-                                                               local_rank=action.local_rank,
-                                                               round=self._state.round.number + 1,
-                                                               threads=self._shares.each()))
+            await self._door.send(action.agent, messages.Start(
+                worker=action.worker, rank=action.rank, local_rank=action.local_rank,
+                round=self._state.round.number + 1, threads=self._shares.each()))
         elif isinstance(action, events.FormRound):
             await self._form(action)
         elif isinstance(action, events.RoundActive):
@@ -228,12 +227,7 @@ class Coordinator:
         if isinstance(hello, messages.JobAsk):
             return self._give(hello)
         if isinstance(hello, messages.AgentHello):
-            job, former = hello.job_digest.partition(":")[0], hello.job_digest != self._digest
-            if former and job == self._digest.partition(":")[0]:
-                raise ProtocolError(f"the agent on {hello.host} is of a former start of this run")
-            if former:
-                raise WrongJob(f"the agent on {hello.host} was started with another job file or other "
-                               "settings than the coordinator; start all with the same command")
+            starts.check(hello, self._digest)
             if self._door.knows(hello.agent):
                 raise ProtocolError(f"an agent named {hello.agent!r} is there already")
             self._pids[hello.agent] = hello.pid
