@@ -82,7 +82,7 @@ def measure(request: Request, gate: Gate = lambda: None) -> Measurement:
     found, gpus, memory, whole = measure_with(request, task, batch, count, gate)
     if job.train.ema is not None:  # the averages are as large as the weights
         found = tuple(replace(costs, state=costs.state + 1) for costs in found)
-    speeds = Speeds(found, last_recomputes=job.framework != "torch")  # hvtrain.hybrid.torch.pipeline
+    speeds = Speeds(found, always_recomputes=job.framework != "torch")  # hvtrain.hybrid.torch.pipeline
     return Measurement(speeds, gpus=gpus, memory=memory, code={path: digest(path) for path in _code()}, whole=whole)
 
 

@@ -61,20 +61,21 @@ class Partition:
 
 
 def partition(costs: ModelCosts, devices: Sequence[Device], *, in_flight: Sequence[int], microbatch: int | None = None,
-              recompute: bool = False) -> Partition:
+              recompute: bool = False, repeats: Sequence[bool] | None = None) -> Partition:
     """The best split of the layers over ``devices``, in their order.
 
     Args:
         in_flight: micro-batches whose activations each stage keeps at a time (:func:`hvtrain.hybrid.schedule.peak`).
         microbatch: samples in a micro-batch; None: as measured.
         recompute: keep what enters a stage, and run its forward pass again before backward.
+        repeats: with ``recompute``, the stages that do run it again; None: all. Others have it still when backward comes.
 
     A stage needs memory for its parameters, their gradients and the optimizer's state, and for the activations of the
     micro-batches in flight; with ``recompute`` for what enters it of those, and the activations of one.
 
     Raises UsageError where there are fewer layers than devices, and where no split fits the memory.
     """
-    sizes = _Sizes(costs, devices, in_flight, microbatch, recompute)
+    sizes = _Sizes(costs, devices, in_flight, microbatch, recompute, repeats)
     layers, stages = len(costs.layers), len(devices)
     splits.check_stages(stages, [layer.name for layer in costs.layers])
     longest = float(_table(sizes.seconds, stages, layers, np.maximum)[0, 0])
@@ -93,12 +94,12 @@ def partition(costs: ModelCosts, devices: Sequence[Device], *, in_flight: Sequen
 
 
 def appraise(costs: ModelCosts, devices: Sequence[Device], split: Sequence[int], *, in_flight: Sequence[int],
-             microbatch: int | None = None, recompute: bool = False) -> Partition:
+             microbatch: int | None = None, recompute: bool = False, repeats: Sequence[bool] | None = None) -> Partition:
     """Times and memory of a given ``split``; arguments as for :func:`partition`.
 
     Raises UsageError where it does not fit the model, the devices or their memory.
     """
-    sizes = _Sizes(costs, devices, in_flight, microbatch, recompute)
+    sizes = _Sizes(costs, devices, in_flight, microbatch, recompute, repeats)
     if len(split) != len(devices):
         raise UsageError(f"hybrid.split makes {len(split)} stages, but there are {len(devices)} devices")
     splits.check(split, [layer.name for layer in costs.layers])
@@ -112,7 +113,7 @@ class _Sizes:
     """Seconds and bytes of any stage. Tables have a row for its first layer, a column for the first of the next."""
 
     def __init__(self, costs: ModelCosts, devices: Sequence[Device], in_flight: Sequence[int], microbatch: int | None,
-                 recompute: bool):
+                 recompute: bool, repeats: Sequence[bool] | None):
         if not devices or len(in_flight) != len(devices) or min(in_flight) < 1:
             raise UsageError(f"Each of {len(devices)} devices needs a number of micro-batches in flight, at least 1; "
                              f"got {[*in_flight]}.")
@@ -122,12 +123,14 @@ class _Sizes:
                                  f"{device}.")
         costs = costs if microbatch is None else costs.at(microbatch)
         self._costs, self._devices, self._in_flight, self._recompute = costs, devices, in_flight, recompute
-        self._times = [layer.forward * (1 + recompute) + layer.backward for layer in costs.layers]
-        if not all(0 <= time < math.inf for time in self._times):
-            raise UsageError(f"The layers' times must be finite, at least 0; got {self._times}. Measure them again.")
+        self._repeats = [recompute and (repeats is None or repeats[stage]) for stage in range(len(devices))]
+        self._times = {again: [layer.forward * (1 + again) + layer.backward for layer in costs.layers]
+                       for again in (False, recompute)}
+        if not all(0 <= time < math.inf for time in self._times[recompute]):
+            raise UsageError(f"The layers' times must be finite, at least 0; got {self._times[recompute]}. Measure them again.")
         # A power of two changes no digit. Differences of whole numbers are exact: equal stages compare as equal.
-        self._unit = 50 - math.frexp(math.fsum(self._times))[1]
-        self._ticks = _sums(np.rint(np.ldexp(self._times, self._unit)))
+        unit = 50 - math.frexp(math.fsum(self._times[recompute]))[1]
+        self._ticks = {again: _sums(np.rint(np.ldexp(times, unit))) for again, times in self._times.items()}
         sizes = [layer.parameters for layer in costs.layers]
         self._fixed = _sums([2 * size + math.ceil(costs.state * size) for size in sizes])  # gradients: the second
         self._saved = _sums([layer.saved for layer in costs.layers])
@@ -145,10 +148,11 @@ class _Sizes:
         """
         speed, limit = self._devices[stage].speed, self.limit(stage)
         sums, own = self._bytes(stage, first, stop)
-        latest = min(np.searchsorted(self._ticks, self._ticks[stop - 1] + longest * speed * (1 + 1e-9), "right"),
+        ticks = self._ticks[self._repeats[stage]]
+        latest = min(np.searchsorted(ticks, ticks[stop - 1] + longest * speed * (1 + 1e-9), "right"),
                      np.searchsorted(sums, own.max() + limit, "right"))
         columns = slice(first + 1, max(int(latest), first + 2))
-        cells = self._ticks[None, columns] - self._ticks[first:stop, None]
+        cells = ticks[None, columns] - ticks[first:stop, None]
         cells /= speed
         if limit < math.inf:
             np.copyto(cells, np.inf, where=sums[None, columns] > (own + limit)[:, None])
@@ -169,7 +173,8 @@ class _Sizes:
         """Times and memory of ``split``, whether it fits or not."""
         ends = np.cumsum(split).tolist()
         ranges = [(end - length, end) for end, length in zip(ends, split)]
-        times = [math.fsum(self._times[i:j]) / device.speed for (i, j), device in zip(ranges, self._devices)]
+        times = [math.fsum(self._times[again][i:j]) / device.speed
+                 for (i, j), device, again in zip(ranges, self._devices, self._repeats)]
         memory = []
         for stage, (i, j) in enumerate(ranges):
             sums, own = self._bytes(stage, i, i + 1)

@@ -119,10 +119,10 @@ def _compute(speeds: Speeds, cluster: Cluster, shape: Shape, samples: int, threa
     """Costs as they are with micro-batches of ``samples``, the split, why it does not fit if it does not, and the passes."""
     costs = _at_speed(speeds.at(samples, threads), cluster.speed)
     kept = [peak(shape.schedule, stage, shape.stages, shape.microbatches) for stage in range(shape.stages)]
-    found, problem = _partition(costs, cluster, shape, kept, split)
+    again = _repeats(speeds, shape, kept)
+    found, problem = _partition(costs, cluster, shape, kept, again, split)
     stages = _stages(costs.layers, found.split)
     forward = [math.fsum(layer.forward for layer in stage) for stage in stages]
-    again = [shape.recompute and (speeds.last_recomputes or stage is not stages[-1]) for stage in stages]
     backward = [math.fsum(layer.backward + twice * layer.forward for layer in stage) for stage, twice in zip(stages, again)]
     carried = [0.0 if cluster.cores is not None else stage[-1].output / cluster.link for stage in stages[:-1]]
     slowdown = _slowdown(speeds, cluster, shape, samples, threads)
@@ -146,15 +146,22 @@ def _slowdown(speeds: Speeds, cluster: Cluster, shape: Shape, samples: int, thre
             for count in computing]
 
 
-def _partition(costs: ModelCosts, cluster: Cluster, shape: Shape, kept: Sequence[int],
+def _repeats(speeds: Speeds, shape: Shape, kept: Sequence[int]) -> list[bool]:
+    """Whether each stage runs forward again: the last one has nothing to wait for, and with one micro-batch at a time backward
+    follows right after forward as well."""
+    return [shape.recompute and (speeds.always_recomputes or (stage < shape.stages - 1 and count > 1))
+            for stage, count in enumerate(kept)]
+
+
+def _partition(costs: ModelCosts, cluster: Cluster, shape: Shape, kept: Sequence[int], again: Sequence[bool],
                split: Sequence[int] | None) -> tuple[Partition, str]:
     """The split, and why it does not fit the memory if it does not."""
 
     def cut(memory: int | None) -> Partition:
         devices = [Device(memory=memory)] * shape.stages
         if split is not None:
-            return appraise(costs, devices, split, in_flight=kept, recompute=shape.recompute)
-        return partition(costs, devices, in_flight=kept, recompute=shape.recompute)
+            return appraise(costs, devices, split, in_flight=kept, recompute=shape.recompute, repeats=again)
+        return partition(costs, devices, in_flight=kept, recompute=shape.recompute, repeats=again)
 
     free = cut(None)
     if cluster.memory is None or max(free.memory) <= cluster.memory:

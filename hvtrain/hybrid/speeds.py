@@ -31,8 +31,7 @@ class Speeds:
         alone: nothing else computes; one thread, or a device of its own.
         threaded: nothing else computes; ``threads`` threads. Empty where it was not measured.
         beside: ``at_once`` processes do the same at once, with ``each`` threads. Empty where it was not measured.
-        last_recomputes: where stages recompute, whether the last one does, too; it has nothing to wait for, so that its
-            backward pass can follow right after forward.
+        always_recomputes: where stages recompute, whether those do so, too, whose backward pass follows right after forward.
     """
 
     alone: tuple[ModelCosts, ...]
@@ -41,7 +40,7 @@ class Speeds:
     threads: int = 1
     at_once: int = 1
     each: int = 1
-    last_recomputes: bool = True
+    always_recomputes: bool = True
 
     def __post_init__(self) -> None:
         if not self.alone:

@@ -28,13 +28,13 @@ def evenly(*times):
     return model([(time, 0.0, 0, 0, 0) for time in times])
 
 
-def by_hand(costs, devices, split, in_flight, recompute=False):
+def by_hand(costs, devices, split, in_flight, recompute=False, repeats=None):
     """(times, memory) of each stage, straight from the definition."""
     times, memory, first = [], [], 0
-    for device, length, count in zip(devices, split, in_flight):
+    for device, length, count, twice in zip(devices, split, in_flight, repeats or [recompute] * len(devices)):
         inside = costs.layers[first:first + length]
         enters = costs.layers[first - 1].output if first else costs.input
-        times.append(sum(layer.forward * (1 + recompute) + layer.backward for layer in inside) / device.speed)
+        times.append(sum(layer.forward * (1 + (recompute and twice)) + layer.backward for layer in inside) / device.speed)
         saved = sum(layer.saved for layer in inside)
         memory.append(int(sum(layer.parameters for layer in inside) * (2 + costs.state))
                       + (count * enters + saved if recompute else count * saved))
@@ -42,12 +42,12 @@ def by_hand(costs, devices, split, in_flight, recompute=False):
     return tuple(times), tuple(memory)
 
 
-def brute_force(costs, devices, in_flight, recompute=False):
+def brute_force(costs, devices, in_flight, recompute=False, repeats=None):
     """The least (longest stage, sum of squares, split) of all splits that fit; None if there is none."""
     layers, best = len(costs.layers), None
     for cuts in combinations(range(1, layers), len(devices) - 1):
         split = tuple(b - a for a, b in zip((0, *cuts), (*cuts, layers)))
-        times, memory = by_hand(costs, devices, split, in_flight, recompute)
+        times, memory = by_hand(costs, devices, split, in_flight, recompute, repeats)
         if all(device.memory is None or used <= device.memory for used, device in zip(memory, devices)):
             found = (max(times), sum(time**2 for time in times), split)
             best = found if best is None else min(best, found)
@@ -69,7 +69,8 @@ def random_case(seed):
                for _ in range(stages)]
     name, microbatches = pick.choice(["1f1b", "gpipe"]), pick.randint(1, 6)
     in_flight = [peak(name, stage, stages, microbatches) for stage in range(stages)]
-    return costs, devices, in_flight, pick.random() < 0.5
+    recompute = pick.random() < 0.5
+    return costs, devices, in_flight, recompute, pick.choice([None, [pick.random() < 0.5 for _ in devices]])
 
 
 @pytest.mark.parametrize("rows", [64, 2])
@@ -78,15 +79,16 @@ def test_a_thousand_random_models_have_the_optimum_of_brute_force(rows, monkeypa
     monkeypatch.setattr(module, "_ROWS", rows)  # tables are filled some rows at a time: all in one go, and in several
     impossible = several = 0
     for seed in range(1000):
-        costs, devices, in_flight, recompute = random_case(seed)
-        best = brute_force(costs, devices, in_flight, recompute)
+        costs, devices, in_flight, recompute, repeats = random_case(seed)
+        how = {"in_flight": in_flight, "recompute": recompute, "repeats": repeats}
+        best = brute_force(costs, devices, **how)
         if best is None:
             impossible += 1
             with pytest.raises(UsageError, match="does not fit"):
-                partition(costs, devices, in_flight=in_flight, recompute=recompute)
+                partition(costs, devices, **how)
             continue
-        found = partition(costs, devices, in_flight=in_flight, recompute=recompute)
-        times, memory = by_hand(costs, devices, found.split, in_flight, recompute)
+        found = partition(costs, devices, **how)
+        times, memory = by_hand(costs, devices, found.split, **how)
         assert found.longest == max(times) == best[0], seed
         assert sum(time**2 for time in times) == pytest.approx(best[1], rel=1e-5), seed
         assert (found.times, found.memory) == (times, memory), seed
@@ -121,7 +123,7 @@ def test_any_times_give_a_whole_split_that_no_moved_border_makes_shorter(times, 
 @given(st.integers(0, 10**6), st.integers(-40, 40))
 def test_the_unit_of_time_does_not_matter(seed, power):
     """Seconds or microseconds: the same split."""
-    costs, devices, in_flight, _ = random_case(seed)
+    costs, devices, in_flight, *_ = random_case(seed)
     devices = [Device(device.speed) for device in devices]
     other = model([(layer.forward * 2.0**power, layer.backward * 2.0**power, 0, 0, 0) for layer in costs.layers])
     assert partition(costs, devices, in_flight=in_flight).split == partition(other, devices, in_flight=in_flight).split
@@ -129,7 +131,7 @@ def test_the_unit_of_time_does_not_matter(seed, power):
 
 @given(st.integers(0, 10**6))
 def test_more_memory_is_never_worse(seed):
-    costs, devices, in_flight, recompute = random_case(seed)
+    costs, devices, in_flight, recompute, _ = random_case(seed)
     try:
         limited = partition(costs, devices, in_flight=in_flight, recompute=recompute)
     except UsageError:
