@@ -1,7 +1,11 @@
 """A measurement of a job's model as it is kept with the run: RUN/profile.json.
 
 It is used again as long as it would come out the same: for the same task with the same arguments, batch and optimizer, on
-the same kind of machine with the same versions, and as long as the files that the task was made from have not changed.
+the same kind of machine with the same versions, and as long as the files that the task was made from have not changed; and
+as long as what is to be predicted lies near what was measured. Where it does not, the next measurement covers both::
+
+    hvtrain run -np 16    1 4         samples a micro-batch, 1 thread
+    hvtrain plan          1 4 16 64   for one worker with all 16 threads; serves both
 """
 
 from __future__ import annotations
@@ -23,6 +27,9 @@ from hvtrain.hybrid.speeds import Speeds
 
 FILE_NAME = "profile.json"
 
+NEAR = 4
+"""Beyond the fewest and the most samples that were measured, by what factor times are still told from them."""
+
 _PACKAGES = {"torch": ("torch",), "keras": ("keras", "tensorflow", "tensorflow-cpu")}
 """By framework; those that are not installed do not count."""
 
@@ -38,6 +45,8 @@ class Measurement:
         key: of the job and the machine (:func:`key`).
         code: SHA-256 of the task's files, by absolute path.
         whole: why the model cannot be cut, where it was measured as one layer.
+        sizes: samples of the micro-batches that were asked for, ascending; memory and time may not have allowed all.
+        threads: most that it was to be measured with.
     """
 
     speeds: Speeds
@@ -46,6 +55,8 @@ class Measurement:
     key: str = ""
     code: Mapping[str, str] = field(default_factory=dict)
     whole: str = ""
+    sizes: tuple[int, ...] = ()
+    threads: int = 1
 
     @property
     def costs(self) -> ModelCosts:
@@ -55,6 +66,11 @@ class Measurement:
     def is_of(self, job: Job, hardware: str) -> bool:
         """Whether ``job`` would be measured alike on such ``hardware``, with the code as it is now."""
         return self.key == key(job, hardware) and all(digest(path) == known for path, known in self.code.items())
+
+    def serves(self, sizes: tuple[int, ...], threads: int) -> bool:
+        """Whether it tells what micro-batches of ``sizes`` (ascending) take, with up to so many threads on the processor."""
+        near = bool(self.sizes) and self.sizes[0] <= NEAR * sizes[0] and sizes[-1] <= NEAR * self.sizes[-1]
+        return near and (self.gpus > 0 or threads <= self.threads)
 
     def to_json(self) -> str:
         """As text; :meth:`from_json` reads it."""

@@ -32,48 +32,57 @@ MICROBATCHES = 4
 
 
 def obtain(job: Job, module_dir: str, *, workers: int, threads: int, fresh: bool = False,
-           before: Callable[[], None] = lambda: None) -> Measurement:
-    """The measurement of ``job``'s model: the run's own, if it has one that holds, or a new one.
+           before: Callable[[], None] = lambda: None, say: Callable[[str], None] = lambda text: None) -> Measurement:
+    """The measurement of ``job``'s model: the run's own, if it has one that holds and serves, or a new one.
 
     Args:
         workers: that share the global batch.
         threads: most that one of them may compute with, on the processor.
         fresh: measure even if there is one.
         before: called before a measurement begins; it takes some seconds.
+        say: told what could not be measured, where the rest is good enough to go on.
 
     Raises:
         EnvironmentNotReady: the process that measures ends without an answer, or not in time.
         UserCodeError, MeasurementFailed: it answers that it cannot.
     """
+    wanted = sizes(job, workers)
     found = None if fresh else measurement.kept(job.run.dir, job, hardware())
     if found is not None:
-        return found
+        if found.serves(wanted, threads):
+            return found
+        # What it was made for stays within reach, so that two commands in turns do not measure every time.
+        wanted, threads = tuple(sorted({*wanted, *found.sizes})), max(threads, found.threads)
     before()
     gpu = job.hybrid is None or not job.hybrid.on_processor
-    request = Request(job, module_dir, sizes(job, workers), gpu=gpu)
+    request = Request(job, module_dir, wanted, gpu=gpu)
     (found,) = trials.measure([request])
-    found = replace(found, key=measurement.key(job, hardware()))
-    if found.gpus:
-        return found
-    try:
-        return replace(found, speeds=_refined(found, request, threads))
-    except HvtrainError:  # too little memory for several at once, perhaps; what one thread alone takes is known
-        return found
+    found = replace(found, key=measurement.key(job, hardware()), sizes=wanted, threads=threads)
+    return found if found.gpus else replace(found, speeds=_refined(found, request, threads, say))
 
 
-def _refined(found: Measurement, request: Request, threads: int) -> Speeds:
-    """What the model also takes with all ``threads``, and while others compute. Raises as :func:`trials.measure`."""
-    speeds = found.speeds
+def _refined(found: Measurement, request: Request, threads: int, say: Callable[[str], None]) -> Speeds:
+    """What the model also takes with all ``threads``, and while all cores compute; as far as it can be found out."""
+    speeds, cores = found.speeds, machine.cores()
     request = replace(request, sizes=tuple(costs.batch for costs in speeds.alone))
-    if threads > 1:
-        (threaded,) = trials.measure([replace(request, threads=threads)])
-        speeds = replace(speeds, threaded=threaded.speeds.alone, threads=threads)
-    at_once = _at_once(found.costs, machine.cores())
-    if at_once > 1:  # as stages and replicas do
-        each = max(1, min(threads, machine.cores() // at_once))
-        answers = trials.measure([replace(request, threads=each, at_once=at_once)] * at_once)
+    at_once = _at_once(found.costs, cores)
+    each = max(1, cores // at_once)  # fewer would have to be scaled up to what all cores do, and their noise with them
+    if (most := max(threads, each)) > 1 and (answers := _try([replace(request, threads=most)], say)):
+        speeds = replace(speeds, threaded=answers[0].speeds.alone, threads=most)
+    # As stages and replicas do:
+    if at_once > 1 and (answers := _try([replace(request, threads=each, at_once=at_once)] * at_once, say)):
         speeds = replace(speeds, beside=slowest([answer.speeds.alone for answer in answers]), at_once=at_once, each=each)
     return speeds
+
+
+def _try(requests: list[Request], say: Callable[[str], None]) -> list[Measurement]:
+    """The answers to ``requests``, or none: what one thread alone takes is known, and is not given up for the rest."""
+    try:
+        return trials.measure(requests)
+    except HvtrainError as error:  # too little memory, perhaps
+        alike = f"{len(requests)} processes at once" if len(requests) > 1 else f"{requests[0].threads} threads"
+        say(f"what the model takes with {alike} could not be measured, so times are less certain: {error}")
+        return []
 
 
 def _at_once(costs: ModelCosts, cores: int) -> int:

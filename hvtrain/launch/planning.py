@@ -66,7 +66,7 @@ def draw_up(config: str, overrides: Sequence[str], wishes: Wishes, *, fresh: boo
     workers = job.launch.workers or 1  # as `hvtrain run` would, which then takes this measurement
     found = measurer.obtain(measured, str(Path(config).resolve().parent), workers=workers,
                             threads=threads_each(job, workers), fresh=fresh,
-                            before=lambda: say(f"measuring the model of {config} ..."))
+                            before=lambda: say(f"measuring the model of {config} ..."), say=say)
     path = measurer.keep(job.run.dir, found)
     cluster = _cluster(hybrid, found, wishes, cores())
     drawn = plan(found.speeds, cluster, job.data.global_batch, _choice(hybrid, found, cluster))

@@ -90,7 +90,7 @@ def settle(job: Job, module_dir: str, ground: Ground, say: Callable[[str], None]
     threads = threads_each(job, ground.here(stages or 1))
     workers = ground.workers or max(1, ground.hosts * ground.here(stages or 1))
     found = measurer.obtain(job, module_dir, workers=workers, threads=threads,
-                            before=lambda: say("measuring the model, to cut it into stages ..."))
+                            before=lambda: say("measuring the model, to cut it into stages ..."), say=say)
     if found.whole and (stages or 1) > 1:
         raise Uncuttable(found.whole)
     names = [layer.name for layer in found.costs.layers]

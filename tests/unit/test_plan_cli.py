@@ -61,6 +61,7 @@ class Uneven(hvtrain.Task):
 def keep(path, *overrides, costs=COSTS, **more):
     job = load(path, overrides)
     whole = job.model_copy(update={"hybrid": job.hybrid or HybridConfig()})
+    more = {"sizes": measurer.sizes(whole, 1), "threads": 64, **more}
     return measurer.keep(job.run.dir, Measurement(Speeds((costs,)), key=key(whole, measurer.hardware()), **more))
 
 

@@ -151,3 +151,20 @@ def test_what_would_take_very_long_is_left_out(monkeypatch):
     monkeypatch.setattr(walk, "LONGEST", 0.0)
     found = measure(nn.Sequential(nn.Linear(32, 4)), Classes(), batch(8), 8, "cpu", sizes=(4, 8))
     assert [costs.batch for costs in found] == [4]
+
+
+def test_a_size_for_which_a_gpu_has_too_little_memory_is_left_out():
+    """What a pass takes beside the activations that it keeps, a convolution's workspace for instance, is not known before:
+    the measurement of the largest micro-batch ended with the GPU's error, and so did the plan."""
+
+    class Workspace(nn.Linear):
+        def forward(self, value):
+            if len(value) > 4:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9.00 GiB.")
+            return super().forward(value)
+
+    model = nn.Sequential(Workspace(32, 64), nn.ReLU(), nn.Linear(64, 4))
+    found = measure(model, Classes(), batch(16), 16, "cpu", sizes=(2, 4, 8, 16))
+    assert [costs.batch for costs in found] == [2, 4]
+    with pytest.raises(torch.OutOfMemoryError):
+        measure(model, Classes(), batch(16), 16, "cpu", sizes=(8, 16))

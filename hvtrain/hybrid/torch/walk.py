@@ -21,8 +21,8 @@ from hvtrain.hybrid.torch.chain import Chain
 from hvtrain.task import Task
 
 Times = tuple[list[float], list[float], float]
-ROUNDS = (4, 15)
-"""Fewest and most passes of which the median is taken; the first counts for nothing."""
+ROUNDS = (3, 14)
+"""Fewest and most passes of which the median is taken."""
 BUDGET = 2.0
 """Seconds after which no further pass begins."""
 LONGEST = 5.0
@@ -43,7 +43,7 @@ class Walk:
 
     def times(self, batches: Sequence[tuple[Any, int]]) -> list[Times]:
         """For each (batch, count), the smallest first, median seconds of each link's forward and backward pass, and of what
-        comes before. The last ones are left out if they would take very long.
+        comes before. The last ones are left out if they would take very long, or more memory than a GPU has left.
 
         The batches take turns, so that what slows the machine down for a while does so to all of them.
         """
@@ -51,12 +51,24 @@ class Walk:
         self._once(*batches[0])  # what is done once only counts for nothing
         sample = sum(map(sum, self._once(*batches[0])[:2])) / smallest
         batches = [(batch, count) for batch, count in batches if count == smallest or count * sample <= LONGEST]
+        batches = batches[:1] + self._fitting(batches[1:])
         rounds: list[list[Times]] = []
         began = time.perf_counter()
         while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() - began < BUDGET):
             rounds.append([self._once(batch, count) for batch, count in batches])
         return [(_medians(forward), _medians(backward), median(overhead))
-                for forward, backward, overhead in (zip(*runs) for runs in zip(*rounds[1:]))]
+                for forward, backward, overhead in (zip(*runs) for runs in zip(*rounds))]
+
+    def _fitting(self, batches: Sequence[tuple[Any, int]]) -> list[tuple[Any, int]]:
+        """The first of ``batches``, up to one for which memory is too small: what a pass takes beside the activations that
+        it keeps (the largest layer's workspace) is not known before."""
+        for number, (batch, count) in enumerate(batches):
+            try:
+                self._once(batch, count)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                return list(batches[:number])
+        return list(batches)
 
     def _once(self, batch: Any, count: int) -> Times:
         forward, backward = [], []
