@@ -85,6 +85,8 @@ def shapes(cluster: Cluster, layers: int, global_batch: int, choice: Choice) -> 
             continue  # some would have no samples
         for microbatches in _microbatches(count, -(-global_batch // replicas), choice.microbatches):
             for recompute in choice.recompute:
+                if recompute and microbatches == 1 and False in choice.recompute:
+                    continue  # what the only micro-batch keeps is there in its backward pass either way
                 for codec in choice.codecs:
                     yield Shape(replicas, count, microbatches, recompute, codec, choice.schedule)
 
