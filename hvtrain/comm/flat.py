@@ -170,9 +170,9 @@ class FlatBuckets:
             return all(bool(np.isfinite(gradients.sum())) for gradients in self._gradients)
 
     def norm(self) -> float:
-        """L2 norm over all gradients (the tail left out)."""
+        """L2 norm over all gradients (the tail left out). Its bits do not depend on the buckets, and so not on stages."""
         with np.errstate(all="ignore"):
-            return float(np.sqrt(sum(float(np.dot(g, g)) for g in self._gradients)))
+            return float(np.sqrt(sum(float(np.dot(g, g)) for g in (view.reshape(-1) for view in self.views))))
 
     def scale(self, factor: float) -> None:
         """Multiply all gradients by ``factor``."""

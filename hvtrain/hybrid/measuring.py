@@ -137,6 +137,7 @@ def _keras(request: Request, task: Any, batch: Any, count: int, gate: Gate) -> F
     import tensorflow as tf
 
     from hvtrain.adapters.keras.adapter import KerasAdapter
+    from hvtrain.errors import Uncuttable
     from hvtrain.hybrid.keras.profile import measure as measure_model
 
     # As a worker builds it: from its seed, in its precision, with its frozen variables and its optimizer.
@@ -144,10 +145,12 @@ def _keras(request: Request, task: Any, batch: Any, count: int, gate: Gate) -> F
     whole.build()
     whole.warm_up(lambda: _example(request.job, task, request.sizes[0]))
     gpus = len(tf.config.list_physical_devices("GPU")) if request.gpu else 0
-    sizes = request.sizes[:2] if gpus else request.sizes  # the largest might not fit
-    found = measure_model(whole.model, task, batch, count, "/GPU:0" if gpus else "/CPU:0", whole.optimizer,
-                          sizes=sizes, room=ROOM * memory_free() / request.at_once, gate=gate)
-    return found, gpus, None, ""
+    measured = partial(measure_model, whole.model, task, batch, count, "/GPU:0" if gpus else "/CPU:0", whole.optimizer,
+                       sizes=request.sizes, room=ROOM * memory_free() / request.at_once, gate=gate)
+    try:
+        return measured(), gpus, None, ""
+    except Uncuttable as error:
+        return measured(uncut=True), gpus, None, str(error)
 
 
 def _code() -> list[str]:

@@ -28,10 +28,9 @@ def logical_devices() -> None:
 def staged(make: Callable[[], keras.Model], data: Any, split: Sequence[int], microbatches: int = 4, world: Any = None,
            hybrid: dict | None = None, task: dict | None = None, **sections: Any) -> Rank:
     """A rank whose model lies in ``split`` stages."""
-    small = {"bucket_mb": 1e-4, "first_bucket_mb": 1e-4}
+    sections = {"comm": {"bucket_mb": 1e-4, "first_bucket_mb": 1e-4}, **sections}
     return Rank(Small(make, data, **(task or {})), world, data={"global_batch": SAMPLES}, hybrid={
-        "stages": len(split), "split": list(split), "microbatches": microbatches, "devices": "cpu", **(hybrid or {})},
-        comm=small, **sections)
+        "stages": len(split), "split": list(split), "microbatches": microbatches, "devices": "cpu", **(hybrid or {})}, **sections)
 
 
 def pieces(count: int, places: Any = np.arange(SAMPLES)) -> list[np.ndarray]:

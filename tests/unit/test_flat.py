@@ -69,6 +69,18 @@ def test_every_gradient_begins_at_a_whole_line_and_no_two_overlap():
         assert all(one[1] <= other[0] for one, other in zip(sorted(owned), sorted(owned)[1:]))
 
 
+def test_the_norm_does_not_depend_on_the_buckets():
+    """They end where stages do, and the number of stages is to change no bit."""
+    norms = {}
+    for limits in ((1, 1), (256, 64), (1 << 20, 1 << 20)):
+        for seed in range(20):
+            buckets = make(limits=limits)
+            step(buckets, gradients(seed))
+            norms.setdefault(seed, set()).add(buckets.norm())
+    assert all(len(found) == 1 for found in norms.values()), "one number for each seed, to the bit"
+    assert norms[0].pop() == pytest.approx(np.sqrt(sum(np.square(each).sum() for each in gradients(0))), rel=1e-6)
+
+
 def test_one_piece_of_memory_holds_all_buckets_and_may_come_from_outside():
     asked = []
 

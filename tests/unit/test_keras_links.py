@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from hvtrain.hybrid.costs import ModelCosts
+from hvtrain.hybrid.keras import profile
 from hvtrain.hybrid.keras.links import chain
 from hvtrain.hybrid.keras.profile import measure
 from hvtrain.hybrid.keras.purity import Pure
@@ -109,3 +110,20 @@ def test_costs_of_links():
     assert len(measure(model, Small(make, POINTS), POINTS, SAMPLES, "/CPU:0", sizes=(2, SAMPLES), room=0)) == 1
     for value, variable in zip(before, (*model.variables, *optimizer.variables)):
         np.testing.assert_array_equal(value, variable.numpy())
+
+
+def test_a_size_for_which_a_gpu_has_too_little_memory_is_left_out(monkeypatch):
+    """How much TensorFlow takes of a GPU is known only when it is missing; the largest size was never tried there."""
+    once = profile._Pass.once
+
+    def with_little_memory(self):
+        if self.count > 4:
+            raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+        return once(self)
+
+    def make():
+        return keras.Sequential([layers.Input((6,)), layers.Dense(8), layers.Dense(2)])
+
+    monkeypatch.setattr(profile._Pass, "once", with_little_memory)
+    found = measure(make(), Small(make, POINTS), POINTS, SAMPLES, "/CPU:0", sizes=(2, 4, 5, SAMPLES))
+    assert [costs.batch for costs in found] == [2, 4]

@@ -72,7 +72,7 @@ def test_the_number_of_stages_changes_no_bit(split, hybrid, count, one_stage):
     assert rank.state() == state
 
 
-RICH = {**ADAM, "train": {"ema": 0.5, "grad_clip": 1.0}}
+RICH = {**ADAM, "train": {"ema": 0.5, "grad_clip": 1e-3}}
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +92,21 @@ def test_random_numbers_and_statistics_do_not_know_of_stages(split, hybrid, rand
     first, again = rank.gradients(pieces(2)).loss, rank.gradients(pieces(2)).loss
     rank.step += 1
     assert first == again != rank.gradients(pieces(2)).loss, "a step has random numbers of its own"
+
+
+def test_clipping_does_not_know_of_stages():
+    """The norm was summed up bucket by bucket, and a bucket ends where a stage does: where it is above its limit, and
+    every gradient is multiplied by their ratio, the weights of two stages were not those of one."""
+    def make():
+        return keras.Sequential([layers.Input((6,)), *(layers.Dense(64, activation="tanh") for _ in range(4)), layers.Dense(2)])
+
+    clipped = {**ADAM, "train": {"grad_clip": 1e-3}, "comm": {"bucket_mb": 16}}
+    states = []
+    for split in ([5], [2, 3], [4, 1], [1, 1, 3]):
+        rank = staged(make, POINTS, split, 2, **clipped)
+        rank.train(3, pieces(2))
+        states.append(rank.state())
+    assert all(state == states[0] for state in states)
 
 
 def test_micro_batches_draw_random_numbers_of_their_own():

@@ -13,13 +13,17 @@ _CONTEXT = ("training", "mask")
 
 
 def forward(task: Task, model: keras.Model, batch: Any, training: bool) -> Any:
-    """``model``'s outputs for ``batch``.
+    """``model``'s outputs for ``batch``."""
+    return called(task, model, model_inputs(task, model, batch), training)
+
+
+def called(task: Task, model: keras.Model, inputs: Any, training: bool) -> Any:
+    """``model``'s outputs for ``inputs``, as :func:`model_inputs` gives them.
 
     Sequential and functional models take their inputs as they are: Keras itself sorts tuples and dictionaries. So do
     subclassed models, unless their ``call`` has an argument for each: then a tuple is spread over the positions, a
     dictionary over the keywords; but not with ``task.whole_inputs``.
     """
-    inputs = model_inputs(task, model, batch)
     whole = (isinstance(model, keras.Sequential) or hasattr(model, "_inputs_struct")
              or getattr(task, "whole_inputs", False))
     if not whole and isinstance(inputs, dict) and inputs and set(inputs) <= set(_parameters(model)):

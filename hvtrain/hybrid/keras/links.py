@@ -21,7 +21,7 @@ from keras import tree
 from keras.src.models.functional import Functional, operation_fn  # what Sequential models run, too (Keras 3.15)
 
 from hvtrain.adapters.keras import pipeline
-from hvtrain.adapters.keras.calling import forward, model_inputs
+from hvtrain.adapters.keras.calling import called, forward, model_inputs
 from hvtrain.errors import Uncuttable
 from hvtrain.hybrid.keras.purity import Pure
 from hvtrain.task import Task
@@ -50,8 +50,19 @@ class Link:
 
 
 @dataclass(frozen=True)
+class WholeModel(Link):
+    """A model, called as ``task`` says: value 0 is all of its inputs, value 1 all of its outputs, whatever they are."""
+
+    task: Task
+
+    def __call__(self, values: Values, training: bool) -> list[Any]:
+        return [called(self.task, self.operation, values[0], training)]
+
+
+@dataclass(frozen=True)
 class Chain:
-    """``model`` in ``links``. The values from 0 on are its inputs; ``source`` says how the links were found."""
+    """``model`` in ``links``. The values from 0 on are its inputs; ``source`` says how the links were found: "Sequential",
+    "functional", "layers", "whole"."""
 
     model: keras.Model
     links: tuple[Link, ...]
@@ -106,6 +117,12 @@ def chain(model: keras.Model, task: Task, batch: Any) -> Chain:
     return Chain(model, tuple(graph.links), len(functional.inputs),
                  "Sequential" if isinstance(model, keras.Sequential) else "functional", functional._standardize_inputs,
                  tuple(numbers[id(tensor)] for tensor in functional.outputs), pack)
+
+
+def whole(model: keras.Model, task: Task) -> Chain:
+    """The model as its only link: for one stage no model has to be cut."""
+    link = WholeModel(type(model).__name__, model, lambda values: ((values[0],), {}), (0,), (1,), task)
+    return Chain(model, (link,), 1, "whole", lambda inputs: [inputs], (1,), lambda values: values[0])
 
 
 class _Graph:
@@ -178,15 +195,18 @@ def _checked(model: keras.Model, task: Task, batch: Any) -> Chain:
     for training in (False, True):
         with Pure(training) as pure:
             wanted, losses = forward(task, model, batch, training), len(pure.losses)
-        try:
-            with Pure(training) as pure:
-                values = found.begin(task, batch)
-                for link in links:
+        with Pure(training) as pure:
+            values = found.begin(task, batch)
+            for link in links:
+                try:
                     values.update(zip(link.gives, link(values, training)))
-            mine, same = found.outputs(values), len(pure.losses) == losses
-        except Exception as error:
-            raise Uncuttable(f"the model {model.name!r} ({type(model).__name__}) cannot be cut into stages: its layer "
-                             f"{link.name!r} does not take what the one before it gives ({error}). {remedy}") from error
+                except (MemoryError, tf.errors.ResourceExhaustedError):  # says nothing about the model
+                    raise
+                except Exception as error:  # a layer may raise anything about inputs that were never meant for it
+                    raise Uncuttable(
+                        f"the model {model.name!r} ({type(model).__name__}) cannot be cut into stages: its layer "
+                        f"{link.name!r} does not take what the one before it gives ({error}). {remedy}") from error
+        mine, same = found.outputs(values), len(pure.losses) == losses
         if not same or not _equal(wanted, mine):
             raise Uncuttable(f"the model {model.name!r} ({type(model).__name__}) cannot be cut into stages: its layers, "
                              f"one after another ({' > '.join(found.names[:6])}), do not give what it gives"

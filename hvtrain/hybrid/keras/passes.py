@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import tensorflow as tf
+from keras import tree
 from keras.src import backend
 
 from hvtrain.hybrid.keras.links import Chain, Link
@@ -71,9 +72,22 @@ def plan_of(links: Sequence[Link], first: int) -> list[Step]:
             for number, link in enumerate(links, first)]
 
 
-def loss_of(chain: Chain, losses: Callable[[MicroBatch, Mapping[int, Any]], Sequence[Any]]) -> Step:
-    """What comes after the last link: the sum of the losses and their number."""
-    return Step(len(chain.links), losses, tuple(dict.fromkeys(chain.results)), (LOSS, NUMBER))
+def with_loss(chain: Chain, steps: Sequence[Step],
+              losses: Callable[[MicroBatch, Mapping[int, Any]], Sequence[Any]]) -> list[Step]:
+    """``steps``, the last ones of ``chain``, and what comes after them: the sum of the losses and their number.
+
+    Of a model that is its only link they are one step. Between two only tensors would have gradients, but such a model
+    may give any object, or leave the loss something elsewhere.
+    """
+    if chain.source != "whole":
+        return [*steps, Step(len(chain.links), losses, tuple(dict.fromkeys(chain.results)), (LOSS, NUMBER))]
+    (step,) = steps
+
+    def call(micro: MicroBatch, values: Mapping[int, Any]) -> list[Any]:
+        made = step.call(micro, values)
+        return [*made, *losses(micro, dict(zip(step.gives, made)))]
+
+    return [Step(step.number, call, step.takes, (*step.gives, LOSS, NUMBER))]
 
 
 def enters(steps: Sequence[Step]) -> list[int]:
@@ -161,7 +175,11 @@ def _add(sums: dict[int, tf.Tensor], key: int, gradient: Any) -> tf.Tensor:
 
 
 def copy(value: Any) -> Any:
-    """A tensor under another name, with its mask; on the device of the context."""
+    """A structure of tensors under other names, with their masks; on the device of the context."""
+    return tree.map_structure(_copied, value)
+
+
+def _copied(value: Any) -> Any:
     if not tf.is_tensor(value):
         return value
     copied, mask = tf.identity(value), backend.get_keras_mask(value)

@@ -24,16 +24,17 @@ from hvtrain.adapters.keras import pipeline
 from hvtrain.adapters.keras.batches import tensors
 from hvtrain.adapters.keras.steps import summed_losses
 from hvtrain.adapters.keras.traced import Traced
+from hvtrain.errors import Uncuttable
 from hvtrain.hybrid.costs import LayerCost, ModelCosts
-from hvtrain.hybrid.keras.links import Chain, chain
-from hvtrain.hybrid.keras.passes import LOSS, MicroBatch, Passes, loss_of, plan_of
+from hvtrain.hybrid.keras.links import Chain, chain, whole
+from hvtrain.hybrid.keras.passes import LOSS, MicroBatch, Passes, plan_of, with_loss
 from hvtrain.hybrid.keras.purity import is_generator
 from hvtrain.hybrid.keras.saved import saved_bytes, size
 from hvtrain.task import Task
 
 Times = tuple[list[float], list[float], float]
-ROUNDS = (4, 12)
-"""Fewest and most passes of which the median is taken; the first counts for nothing."""
+ROUNDS = (3, 11)
+"""Fewest and most passes of which the median is taken."""
 BUDGET = 2.0
 """Seconds after which no further pass begins."""
 LONGEST = 5.0
@@ -49,8 +50,8 @@ class Marks:
 
 
 def measure(model: keras.Model | Chain, task: Task, batch: Any, count: int, device: str = "/CPU:0",
-            optimizer: keras.optimizers.Optimizer | None = None, *, sizes: Sequence[int] = (), room: float = math.inf,
-            gate: Callable[[], None] = lambda: None) -> tuple[ModelCosts, ...]:
+            optimizer: keras.optimizers.Optimizer | None = None, *, uncut: bool = False, sizes: Sequence[int] = (),
+            room: float = math.inf, gate: Callable[[], None] = lambda: None) -> tuple[ModelCosts, ...]:
     """What each link costs with the first samples of ``batch``, which has ``count``; the loss belongs to the last one.
 
     Nothing is changed: neither weights nor statistics nor random numbers nor the optimizer. A variable that several
@@ -60,15 +61,18 @@ def measure(model: keras.Model | Chain, task: Task, batch: Any, count: int, devi
     Args:
         model: built, or in links already.
         optimizer: of the model; how long it takes and how large its state is are measured with a twin.
+        uncut: measure a model that cannot be cut as one layer, instead of raising.
         sizes: numbers of samples to measure with, ascending; empty for ``count``. One answer comes for each, but for those
-            at the end whose activations would take more than ``room`` bytes, or whose passes would take very long.
+            at the end whose activations would take more than ``room`` bytes, whose passes would take very long, or for
+            which a GPU's memory is too small.
         gate: called before what is to be done at the same time by all processes that measure.
 
     Raises:
-        UserCodeError: the model cannot be cut.
+        Uncuttable: the model cannot be cut.
     """
-    batch = pipeline.through(task, tensors(batch), "train", tf.zeros(2, tf.int32))
-    cut = model if isinstance(model, Chain) else chain(model, task, _first(batch, count, min(sizes, default=count)))
+    batch = tensors(batch)
+    cut = model if isinstance(model, Chain) else _chain(model, task, _first(batch, count, min(sizes, default=count)), uncut)
+    batch = pipeline.through(task, batch, "train", tf.zeros(2, tf.int32))
     passes: list[_Pass] = []
     for number in sizes or (count,):
         one = _Pass(cut, task, _first(batch, count, number), number, device)
@@ -84,6 +88,15 @@ def measure(model: keras.Model | Chain, task: Task, batch: Any, count: int, devi
         ModelCosts(tuple(map(LayerCost, cut.names, forward, backward, parameters, one.saved, one.outputs)), one.count, device,
                    state, update, overhead, one.entered)
         for one, (forward, backward, overhead) in zip(passes, times))
+
+
+def _chain(model: keras.Model, task: Task, batch: Any, uncut: bool) -> Chain:
+    try:
+        return chain(model, task, batch)
+    except Uncuttable:
+        if not uncut:
+            raise
+        return whole(model, task)
 
 
 def _first(batch: Any, count: int, few: int) -> Any:
@@ -114,16 +127,27 @@ class _Pass:
 
 
 def _times(passes: Sequence[_Pass]) -> list[Times]:
-    """Medians of ``passes``, which take turns; those at the end are left out that would take very long."""
+    """Medians of ``passes``, which take turns; those at the end are left out that would take very long, or more memory than
+    a GPU has."""
     passes[0].once()  # what is done once only counts for nothing
     sample = sum(map(sum, passes[0].once()[:2])) / passes[0].count
-    passes = [one for one in passes if one is passes[0] or one.count * sample <= LONGEST]
+    passes = passes[:1] + _fitting([one for one in passes[1:] if one.count * sample <= LONGEST])
     rounds: list[list[Times]] = []
     began = time.perf_counter()
     while len(rounds) < ROUNDS[0] or (len(rounds) < ROUNDS[1] and time.perf_counter() - began < BUDGET):
         rounds.append([one.once() for one in passes])
     return [(_medians(forward), _medians(backward), median(overhead))
-            for forward, backward, overhead in (zip(*runs) for runs in zip(*rounds[1:]))]
+            for forward, backward, overhead in (zip(*runs) for runs in zip(*rounds))]
+
+
+def _fitting(passes: Sequence[_Pass]) -> list[_Pass]:
+    """The first of ``passes``, each run once, up to one for which memory is too small."""
+    for number, one in enumerate(passes):
+        try:
+            one.once()
+        except tf.errors.ResourceExhaustedError:
+            return list(passes[:number])
+    return list(passes)
 
 
 def _medians(rounds: Iterable[Sequence[float]]) -> list[float]:
@@ -138,8 +162,8 @@ def _graph(cut: Chain, task: Task, batch: Any, count: int, device: str, marks: M
         micro = MicroBatch(batch, tf.zeros([len(cut.links) + 2, 2], tf.uint32), weight, cut.begin(task, batch))
         micro.gradients[LOSS] = scale = tf.constant(1 / count, tf.float32)
         passes = Passes(cut.model.trainable_variables)
-        plan = plan_of(cut.links, 0)
-        plan.append(loss_of(cut, lambda micro, values: summed_losses(task, cut.outputs(values), micro.batch, weight)))
+        plan = with_loss(cut, plan_of(cut.links, 0), lambda micro, values: summed_losses(
+            task, cut.outputs(values), micro.batch, weight))
         clock, taped, asked = [_now(list(micro.values.values()))], [], []
         for number in range(len(cut.links)):
             steps = plan[number:] if number == len(cut.links) - 1 else plan[number:number + 1]
@@ -147,7 +171,8 @@ def _graph(cut: Chain, task: Task, batch: Any, count: int, device: str, marks: M
                 taped.append(passes.forward(0, steps, micro))
             clock.append(_now([value for step in taped[-1] for value in step.outputs.values()]))
             needed = {key for later in cut.links[number + 1:] for key in later.takes} | set(cut.results)
-            marks.outputs.append(sum(size(value) for key, value in micro.values.items() if key in needed and key >= 0))
+            marks.outputs.append(sum(size(leaf) for key, value in micro.values.items() if key in needed and key >= 0
+                                     for leaf in tf.nest.flatten(value)))
             marks.operations.append(len(clock[0].graph.get_operations()))
         for steps in reversed(taped):
             with tf.control_dependencies(clock[-1:]):
@@ -183,7 +208,7 @@ def _update(optimizer: keras.optimizers.Optimizer, trainable: Sequence[Any], dev
         step = Traced(lambda parts: twin.apply(list(parts), copies), [[
             tf.TensorSpec(part.shape, part.dtype) for part in gradients]])
     times = []
-    for _ in range(ROUNDS[0]):
+    for _ in range(1 + ROUNDS[0]):
         begin = time.perf_counter()
         step(*gradients)
         times.append(time.perf_counter() - begin)

@@ -8,11 +8,22 @@ import keras
 
 from hvtrain.adapters.keras.steps import Steps
 from hvtrain.config import Job
+from hvtrain.errors import Uncuttable
 from hvtrain.hybrid.keras import devices
-from hvtrain.hybrid.keras.links import chain
+from hvtrain.hybrid.keras.links import Chain, chain, whole
 from hvtrain.hybrid.keras.stages import cut, owners, place, settled
 from hvtrain.hybrid.keras.steps import StagedSteps
 from hvtrain.task import Task
+
+
+def _chain(model: keras.Model, task: Task, batch: Any, split: list[int]) -> tuple[Chain, list[int]]:
+    """The model's links, and how many go to each stage. For one stage no model has to be cut."""
+    try:
+        return chain(model, task, batch), split
+    except Uncuttable:
+        if len(split) > 1:
+            raise
+        return whole(model, task), [1]
 
 
 class Staged:
@@ -27,8 +38,8 @@ class Staged:
         self._devices = devices.take(job.hybrid, len(self._split), threads, local_rank)
 
     def lay(self, task: Task, model: keras.Model, batch: Any) -> None:
-        self._chain = chain(model, task, batch)
-        self._stages = cut(self._chain, self._split, self._devices)
+        self._chain, split = _chain(model, task, batch, self._split)
+        self._stages = cut(self._chain, split, self._devices)
         place(model.variables, [self._devices[stage] for stage in self.stages(model.variables)])
 
     def stages(self, variables: Sequence[Any]) -> list[int]:

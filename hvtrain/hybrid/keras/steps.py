@@ -25,7 +25,7 @@ from hvtrain.adapters.keras.steps import Steps, account, check_number, summed_lo
 from hvtrain.config.hybrid import HybridConfig
 from hvtrain.hybrid.keras.flow import Flow, Travelling
 from hvtrain.hybrid.keras.links import Chain
-from hvtrain.hybrid.keras.passes import MicroBatch, Step, loss_of, plan_of
+from hvtrain.hybrid.keras.passes import MicroBatch, Step, plan_of, with_loss
 from hvtrain.hybrid.keras.purity import Pure
 from hvtrain.hybrid.keras.regularisation import regulariser
 from hvtrain.hybrid.keras.stages import Stage, owners
@@ -121,9 +121,7 @@ class StagedSteps(Steps):
 
     def _steps_of(self, stage: Stage) -> list[Step]:
         steps = plan_of(stage.links, stage.first)
-        if stage is self._stages[-1]:
-            steps.append(loss_of(self._chain, self._loss))
-        return steps
+        return with_loss(self._chain, steps, self._loss) if stage is self._stages[-1] else steps
 
     def _loss(self, micro: MicroBatch, values: Mapping[int, Any]) -> list[tf.Tensor]:
         return summed_losses(self._task, self._chain.outputs(values), micro.batch, micro.weight)
