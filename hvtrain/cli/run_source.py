@@ -74,6 +74,7 @@ class FormerRun(Source):
         from hvtrain.saving import checkpoint_directory
 
         own = [f"run.dir={json.dumps(self.run)}"]
+        own += self._without_split(own, overrides)
         job = load(os.path.join(self.run, "config.yaml"), [*own, *overrides])
         if job.checkpoint.resume == "never" or Store(checkpoint_directory(job)).steps():
             job = load(os.path.join(self.run, "config.yaml"), [*own, "checkpoint.resume=auto", *overrides])
@@ -81,6 +82,18 @@ class FormerRun(Source):
             return job, None
         now = read_overrides(overrides)
         return job, Given(merged(self.given.get("all", {}), now), merged(self.given.get("over", {}), now))
+
+
+    def _without_split(self, own: Sequence[str], overrides: Sequence[str]) -> list[str]:
+        """Where the number of stages is another one now, the split that was kept is none any more, and is found anew."""
+        from hvtrain.config import load
+        from hvtrain.config.loading import read_overrides
+
+        now = read_overrides(overrides).get("hybrid")
+        if not isinstance(now, dict) or "stages" not in now or "split" in now:
+            return []
+        before = load(os.path.join(self.run, "config.yaml"), own).hybrid
+        return ["hybrid.split=null"] if before is not None and before.stages != now["stages"] else []
 
 
 def of_run(directory: str) -> FormerRun:

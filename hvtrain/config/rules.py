@@ -102,10 +102,11 @@ def _hybrid(job: "Job") -> Iterator[Conflict]:
     if job.train.jit_compile:
         yield Conflict("train.jit_compile", "XLA compiles for one device; leave it out with hybrid", ("hybrid.stages",))
     stages = hybrid.stages if hybrid.stages != "auto" else None
-    for key, parts in (("split", hybrid.split), ("devices", hybrid.devices)):
+    for key, parts, left_out in (("split", hybrid.split, "null"), ("devices", hybrid.devices, "auto")):
         if isinstance(parts, list) and len(parts) != (stages or len(parts)):
             yield Conflict(f"hybrid.{key}", f"expected one for each of the {stages} stages, got {len(parts)}: "
-                           f"[{', '.join(map(str, parts))}]", ("hybrid.stages",))
+                           f"[{', '.join(map(str, parts))}]. Left out (hybrid.{key}={left_out}), hvtrain finds it",
+                           ("hybrid.stages",))
     both = isinstance(hybrid.devices, list) and hybrid.split is not None
     if both and stages is None and len(hybrid.devices) != len(hybrid.split):
         yield Conflict("hybrid.devices", f"{len(hybrid.devices)} devices, but split makes {len(hybrid.split)} stages",

@@ -21,7 +21,7 @@ from hvtrain import failure, target
 from hvtrain.config import Job
 from hvtrain.control import process
 from hvtrain.engine.machine import memory_free
-from hvtrain.errors import EnvironmentNotReady, UsageError, UserCodeError
+from hvtrain.errors import EnvironmentNotReady, Uncuttable, UsageError, UserCodeError
 from hvtrain.hybrid.costs import ModelCosts
 from hvtrain.hybrid.measurement import Measurement, digest
 from hvtrain.hybrid.speeds import Speeds
@@ -41,7 +41,8 @@ BATCH_ROOM = 0.1
 class Request:
     """Measure ``job``'s model, whose code is in ``module_dir``, with micro-batches of ``sizes`` samples (ascending), as far as
     memory and time allow: on a GPU if there is one and ``gpu`` is true, else on the processor with so many ``threads``,
-    where ``at_once`` processes do so at the same time. The job's ``hybrid`` section is not looked at."""
+    where ``at_once`` processes do so at the same time. A model that cannot be cut is measured as one layer, unless it
+    ``must_be_cut``. The job's ``hybrid`` section is not looked at."""
 
     job: Job
     module_dir: str
@@ -49,11 +50,12 @@ class Request:
     threads: int = 1
     gpu: bool = True
     at_once: int = 1
+    must_be_cut: bool = False
 
     def to_json(self) -> dict[str, Any]:
         job = {**self.job.model_dump(mode="json"), "hybrid": None}
         return {"job": job, "module_dir": self.module_dir, "sizes": self.sizes, "threads": self.threads, "gpu": self.gpu,
-                "at_once": self.at_once}
+                "at_once": self.at_once, "must_be_cut": self.must_be_cut}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Request:
@@ -61,7 +63,7 @@ class Request:
 
 
 def measure(request: Request, gate: Gate = lambda: None) -> Measurement:
-    """Build the task and its model here, and measure. Raises what user code raises, UserCodeError where it cannot be cut.
+    """Build the task and its model here, and measure. Raises what user code raises, Uncuttable if it must be cut and cannot.
 
     ``gate`` is called before what all that measure at once are to do at the same time.
     """
@@ -129,6 +131,8 @@ def _torch(request: Request, task: Any, batch: Any, count: int, gate: Gate) -> F
     try:
         return measured(), gpus, memory, ""
     except UserCodeError as error:  # it can be trained as it is all the same, and it may be what data parallelism needs
+        if request.must_be_cut:
+            raise Uncuttable(str(error)) from error
         return measured(uncut=True), gpus, memory, str(error)
 
 
@@ -137,7 +141,6 @@ def _keras(request: Request, task: Any, batch: Any, count: int, gate: Gate) -> F
     import tensorflow as tf
 
     from hvtrain.adapters.keras.adapter import KerasAdapter
-    from hvtrain.errors import Uncuttable
     from hvtrain.hybrid.keras.profile import measure as measure_model
 
     # As a worker builds it: from its seed, in its precision, with its frozen variables and its optimizer.
@@ -150,6 +153,8 @@ def _keras(request: Request, task: Any, batch: Any, count: int, gate: Gate) -> F
     try:
         return measured(), gpus, None, ""
     except Uncuttable as error:
+        if request.must_be_cut:
+            raise
         return measured(uncut=True), gpus, None, str(error)
 
 
@@ -179,7 +184,8 @@ def main() -> None:
         answer = {"measurement": measure(Request.from_json(json.load(sys.stdin)), partial(_pass, ready, go)).to_json()}
     except BaseException as error:  # noqa: BLE001 - whatever user code raises is told to who has asked
         account = failure.account(error)
-        answer = {"exit_code": account.exit_code, "reason": account.reason, "traceback": account.traceback}
+        answer = {"exit_code": account.exit_code, "reason": account.reason, "traceback": account.traceback,
+                  "uncuttable": isinstance(error, Uncuttable)}
     with os.fdopen(answer_to, "w") as out:
         json.dump(answer, out)
     sys.stdout.flush()

@@ -29,7 +29,7 @@ def check(split: Sequence[int], names: Sequence[str], more: str = "") -> None:
         f"hybrid.split is {list(split)}, {sum(split)} layers in {counted(len(split), 'stage')}, but the model has "
         f"{counted(len(names), 'layer')} ({listed(names)}).{more}\nEvery stage needs one at least, and all of them "
         f"must be in one: for instance {_typed(even(len(names), max(1, len(split))))}. Where split is left out "
-        "(hybrid.split=null) the best one is found by a measurement.")
+        "(hybrid.split=null), `hvtrain run` finds the best one by a measurement.")
 
 
 def check_stages(stages: int, names: Sequence[str], more: str = "") -> None:

@@ -31,19 +31,21 @@ MICROBATCHES = 4
 """What a worker's share is cut into for the measurement where hybrid.microbatches says nothing."""
 
 
-def obtain(job: Job, module_dir: str, *, workers: int, threads: int, fresh: bool = False,
+def obtain(job: Job, module_dir: str, *, workers: int, threads: int, must_be_cut: bool = False, fresh: bool = False,
            before: Callable[[], None] = lambda: None, say: Callable[[str], None] = lambda text: None) -> Measurement:
     """The measurement of ``job``'s model: the run's own, if it has one that holds and serves, or a new one.
 
     Args:
         workers: that share the global batch.
         threads: most that one of them may compute with, on the processor.
+        must_be_cut: do not measure a model as one layer that cannot be cut; the run may have such a measurement already.
         fresh: measure even if there is one.
         before: called before a measurement begins; it takes some seconds.
         say: told what could not be measured, where the rest is good enough to go on.
 
     Raises:
         EnvironmentNotReady: the process that measures ends without an answer, or not in time.
+        Uncuttable: the model must be cut and cannot.
         UserCodeError, MeasurementFailed: it answers that it cannot.
     """
     wanted = sizes(job, workers)
@@ -55,7 +57,7 @@ def obtain(job: Job, module_dir: str, *, workers: int, threads: int, fresh: bool
         wanted, threads = tuple(sorted({*wanted, *found.sizes})), max(threads, found.threads)
     before()
     gpu = job.hybrid is None or not job.hybrid.on_processor
-    request = Request(job, module_dir, wanted, gpu=gpu)
+    request = Request(job, module_dir, wanted, gpu=gpu, must_be_cut=must_be_cut)
     (found,) = trials.measure([request])
     found = replace(found, key=measurement.key(job, hardware()), sizes=wanted, threads=threads)
     return found if found.gpus else replace(found, speeds=_refined(found, request, threads, say))

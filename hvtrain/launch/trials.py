@@ -22,7 +22,7 @@ from contextlib import suppress
 from typing import IO, Sequence
 
 from hvtrain.control.warmstart import KEEP_MEMORY, SECRETS, SHARE_CORES
-from hvtrain.errors import EnvironmentNotReady, HvtrainError, UserCodeError
+from hvtrain.errors import EnvironmentNotReady, HvtrainError, Uncuttable, UserCodeError
 from hvtrain.hybrid.measurement import Measurement
 from hvtrain.hybrid.measuring import Request
 
@@ -46,6 +46,7 @@ def measure(requests: Sequence[Request]) -> list[Measurement]:
 
     Raises:
         EnvironmentNotReady: a process ends without an answer, or not in time.
+        Uncuttable: the model must be cut and cannot.
         UserCodeError, MeasurementFailed: it answers that it cannot.
     """
     until = time.monotonic() + SECONDS
@@ -142,6 +143,8 @@ def _read(said: str) -> Measurement:
     answer = json.loads(said)
     if "measurement" in answer:
         return Measurement.from_json(answer["measurement"])
+    if answer.get("uncuttable"):
+        raise Uncuttable(answer["reason"])
     reason = f"the model could not be measured: {answer['reason']}"
     if answer["traceback"]:
         raise UserCodeError(reason, answer["traceback"])

@@ -113,6 +113,9 @@ def test_the_measuring_process_says_why_there_is_one_layer(tmp_path):
     (found,) = trials.measure([Request(load(tmp_path / "job.yaml"), str(tmp_path), (4,))])
     assert [layer.name for layer in found.costs.layers] == ["Skipping"]
     assert "do not give what it gives" in found.whole
+    # Where the job asks for two stages nobody needs that measurement: it took a minute, and then the job was refused.
+    with pytest.raises(Uncuttable, match="^the model .* do not give what it gives"):
+        trials.measure([Request(load(tmp_path / "job.yaml"), str(tmp_path), (4,), must_be_cut=True)])
 
 
 MODULE = """

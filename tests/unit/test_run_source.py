@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from hvtrain.cli.main import cli
 from hvtrain.cli.run_source import of_run
 from hvtrain.config import dump, load
-from hvtrain.errors import UsageError
+from hvtrain.errors import ConfigError, UsageError
 
 
 @pytest.fixture
@@ -49,6 +49,21 @@ def test_a_run_that_has_not_saved_yet_begins_where_it_was_to_begin(former):
     (run / "checkpoints" / "step-00000010").mkdir(parents=True)
     assert of_run(run).load([], "torch")[0].checkpoint.resume == "auto"
     assert of_run(run).load(["checkpoint.resume=never"], "torch")[0].checkpoint.resume == "never"
+
+
+def test_with_another_number_of_stages_the_split_that_was_found_is_found_anew(former):
+    """The run's config.yaml has the split that hvtrain had found; `--resume RUN hybrid.stages=3` was refused because of it."""
+    run = former("hybrid.stages=2", "hybrid.split=[4,3]", "hybrid.microbatches=8", "data.micro_batch=null")
+    alike = of_run(run).load(["hybrid.stages=2"], "torch")[0].hybrid
+    assert (alike.stages, alike.split, alike.microbatches) == (2, [4, 3], 8)
+    for stages in (1, 3, "auto"):
+        other = of_run(run).load([f"hybrid.stages={stages}"], "torch")[0].hybrid
+        assert (other.stages, other.split, other.microbatches) == (stages, None, 8)
+    given = of_run(run).load(["hybrid.stages=3", "hybrid.split=[2,2,3]"], "torch")[0].hybrid
+    assert given.split == [2, 2, 3]
+    assert of_run(run).load(["hybrid=null"], "torch")[0].hybrid is None
+    with pytest.raises(ConfigError, match=r"each of the 3 stages, got 2: \[4, 3\]. Left out \(hybrid.split=null\), hvtrain finds"):
+        load(run / "config.yaml", ["hybrid.stages=3"])
 
 
 def test_a_script_is_told_again_what_it_was_told(former):

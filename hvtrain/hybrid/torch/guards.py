@@ -45,7 +45,8 @@ def check_generators(path: str, before: tuple[Any, ...]) -> None:
 
 PLAIN = (  # what torch.fx says (2.13), and what is meant
     ("'len' is not supported", "len() of a tensor is not known while the model is traced; write tensor.shape[0]"),
-    ("inputs to control flow", "its control flow (if, while, and, or, not) depends on a tensor; write torch.where"),
+    ("inputs to control flow", "its control flow (if, while, and, or, not) depends on a tensor, for which there is torch.where, or "
+     "on the size of one, which is not known while the model is traced"),
     ("cannot be iterated", "it goes over a tensor, or takes one apart (for, *, a, b = ...), whose length is not known "
      "while the model is traced"),
     ("cannot be interpreted as an integer", "a count (of range(), say) comes from a tensor or its shape, which is not "
