@@ -64,7 +64,7 @@ def command(kind: str, setup: Setup, steps: int, folder: Path) -> list[str]:
                 str(HERE / "peers" / "torchrun_elastic.py"), *arguments,
                 "--checkpoint", str(folder / "checkpoint.safetensors")]
     load = WORKLOADS[setup.framework][setup.workload]
-    module = {"torch": "recovery_task", "keras": "keras_task"}[setup.framework]
+    module = {"torch": "task", "keras": "keras_task"}[setup.framework]
     optim = [f"optim.{key}={value}" for key, value in load.settings.items()]
     return [sys.executable, "-m", "hvtrain.cli.main", "run", str(HERE / "job.yaml"), "-np", str(setup.workers),
             f"run.dir={folder / 'run'}", f"framework={setup.framework}", f"task.target={module}:Paced",

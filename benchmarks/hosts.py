@@ -44,7 +44,7 @@ class Job:
         self._log = open(folder / "output", "w+")
         where = ["-H", ",".join(f"{name}:1" for name in net.names)] if net else ["-np", str(WORKERS)]
         command = [sys.executable, "-m", "hvtrain.cli.main", "run", *where, str(HERE / "job.yaml"), f"run.dir={self.run}",
-                   "task.target=hosts_task:Workload", f"task.args.workload={args.workload}", "optim.name=adamw",
+                   "task.target=task:Workload", f"task.args.workload={args.workload}", "optim.name=adamw",
                    "optim.lr=1e-4", "train.steps=1000000", f"data.global_batch={WORKERS * args.batch}", "log.every=1",
                    *args.set]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", MARK: self.mark,

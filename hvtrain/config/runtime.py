@@ -64,7 +64,8 @@ class ElasticConfig(Section):
         "goes on from when all workers die at once. Steps, or a time; auto: as often as it costs at most 0.5 % of the "
         "time. null: never; then the last checkpoint serves."))
     max_failures_per_step: PositiveInt = Field(3, description=(
-        "A step that fails so many times ends the job with the first failure's own message."))
+        "A step that fails so many times ends the job with the first failure's own message. Three losses from outside, by "
+        "kills or of hosts, count as one failure."))
     max_losses_per_hour: PositiveInt | None = Field(200, description=(
         "More lost workers than this within an hour end the job. null: no bound."))
     on_resize: Literal["keep_global_batch", "keep_local_batch"] = Field("keep_global_batch", description=(
@@ -84,7 +85,8 @@ class LaunchConfig(Section):
         "a second; spawn starts a fresh Python for each."))
     threads: Threads = Field("auto", description=(
         "CPU threads that each worker computes with; auto shares the cores among the workers. The same number on all hosts, "
-        "the least that a worker has anywhere when the job starts: with another one sums would be rounded differently."))
+        "the least that a worker has anywhere when the job starts: with another one sums would be rounded differently. A run "
+        "that goes on with as many workers keeps it."))
     interface: Text | None = Field(None, description=(
         "Network interface that the workers talk over, for instance eth0. Left out: chosen by itself."))
     port: Port | None = Field(None, description=(

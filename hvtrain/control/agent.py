@@ -123,6 +123,11 @@ class Agent:
                 return
             if isinstance(order, messages.Start):
                 self._nursery.start(order)
+            elif isinstance(order, messages.Refused):
+                if self._volunteer:
+                    self._end = messages.End(exit_code=int(ExitCode.ENVIRONMENT), reason=order.reason)
+                    return
+                log.error("no workers for this host: %s", order.reason)
             elif isinstance(order, messages.Kill):
                 asyncio.ensure_future(self._kill(order))
 

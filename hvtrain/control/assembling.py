@@ -75,7 +75,7 @@ def _free_slots(state: State, now: float) -> Iterator[str]:
     taken = Counter(worker.agent for _, worker in state.at(*HERE) if not worker.leave)
     for name in sorted(state.agents):
         agent = state.agents[name]
-        if not agent.leaving and agent.rest_until <= now:
+        if agent.open and agent.rest_until <= now:
             for _ in range(agent.slots - taken[name]):
                 yield name
 
@@ -173,7 +173,8 @@ def _count_failure(state: State, now: float) -> tuple[State, bool]:
     state = replace(state, failures=failures, outside=outside, first_failure=first, open_failure=None)
     if failures - outside + outside // OUTSIDE_LOSSES < state.limits.failures_per_step:
         return state, False
-    return ending.begin(state, causes.step_failed(state.failed_step, failures, first), now), True
+    cause = causes.step_failed(state.failed_step, failures, first, outside=outside, for_one=OUTSIDE_LOSSES)
+    return ending.begin(state, cause, now), True
 
 
 # Growing and shrinking --------------------------------------------------------------------------------

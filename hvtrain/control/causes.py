@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal as signals
 from dataclasses import dataclass
+from typing import Sequence
 
 from hvtrain.errors import ExitCode
 
@@ -15,6 +16,9 @@ ECHO, OBSERVED, CERTAIN = 1, 2, 3
 
 CRASHES = {signals.SIGSEGV, signals.SIGBUS, signals.SIGABRT, signals.SIGILL, signals.SIGFPE}
 """Signals by which a process ends through its own fault, so that its successor is likely to do the same."""
+
+NAMED_HOSTS, TROUBLE_CHARS = 3, 300
+"""Of the hosts that somebody does not reach, so many are named; of what is said of it, so many characters are told."""
 
 OUTSIDE = {"killed", "silent", "agent_lost"}
 """Kinds of losses that come from outside as a rule: a host that goes, a hand, a fault plan; but also want of memory."""
@@ -109,7 +113,7 @@ def silent(rank: int, seconds: float, step: int) -> Cause:
 
 def stuck(rank: int, seconds: float, step: int) -> Cause:
     return Cause(ExitCode.STALLED, f"rank {rank} is alive but has got nothing done for {seconds:.3g} s "
-                 "(elastic.step_timeout) while the others waited for it; its log has the stacks of its threads",
+                 "(elastic.step_timeout), and it does not wait for another one; its log has the stacks of its threads",
                  weight=OBSERVED, rank=rank, step=step, kind="stuck")
 
 
@@ -119,9 +123,32 @@ def no_progress(seconds: float, step: int) -> Cause:
                  weight=OBSERVED, step=step, kind="no_progress")
 
 
-def unformed(attempts: int) -> Cause:
+def not_connected(rank: int, trouble: str) -> str:
+    """What is said of an attempt to form a round that a member has given up; ``trouble``: in its own words."""
+    return f"rank {rank} could not connect to the others" + (f": {trouble[:TROUBLE_CHARS]}" if trouble else "")
+
+
+def unformed(attempts: int, trouble: str) -> Cause:
     return Cause(ExitCode.STALLED, f"the workers could not connect to each other in {attempts} attempts, though none "
-                 "of them was lost; their logs say which connection failed", weight=OBSERVED)
+                 f"of them was lost; their logs say which connection failed. The last attempt: {trouble}",
+                 weight=OBSERVED)
+
+
+_APART_REMEDY = ("Let the hosts connect to all TCP ports of each other, or name the network that joins them: "
+                 "launch.interface=NAME")
+
+
+def left_out(host: str, others: Sequence[str], attempts: int, trouble: str) -> str:
+    """What people are told of a ``host`` whose newcomers did not reach the workers on these ``others``."""
+    named = ", ".join(other for other in others[:NAMED_HOSTS]) + (", ..." if len(others) > NAMED_HOSTS else "")
+    return (f"a new worker on {host} and those that train on {named} could not connect to each other in {attempts} "
+            f"attempts, so the job goes on without it ({trouble}). {_APART_REMEDY}")
+
+
+def left_out_before(host: str, times: int) -> str:
+    """What an agent is told that comes from a host with which there was no connecting too often."""
+    return (f"new workers on {host} and those of the job could not connect to each other {times} times within an hour, "
+            f"so none is tried until that hour is over. {_APART_REMEDY}")
 
 
 def too_many_losses(count: int, last: Cause) -> Cause:
@@ -129,8 +156,10 @@ def too_many_losses(count: int, last: Cause) -> Cause:
                  f"allows; the last: {last.reason}", last.traceback, weight=CERTAIN, rank=last.rank, step=last.step)
 
 
-def step_failed(step: int, failures: int, first: Cause) -> Cause:
-    return Cause(first.exit_code, f"step {step + 1} failed {failures} times (elastic.max_failures_per_step). The first "
+def step_failed(step: int, failures: int, first: Cause, *, outside: int, for_one: int) -> Cause:
+    """``outside`` of the ``failures`` were losses from outside, of which so many count ``for_one``."""
+    how = f", {outside} by losses from outside, of which {for_one} count as one failure" if outside else ""
+    return Cause(first.exit_code, f"step {step + 1} failed {failures} times{how} (elastic.max_failures_per_step). The first "
                  f"failure: {first.reason}", first.traceback, weight=CERTAIN, rank=first.rank, step=step)
 
 

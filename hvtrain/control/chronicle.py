@@ -98,6 +98,9 @@ class Chronicle:
         self._tally.step = state.progress if back else max(self._tally.step, state.progress)
         if isinstance(action, events.ReportLoss):
             self._loss(action, state)
+        elif isinstance(action, events.ReportLeftOut):
+            self._observer.event("left_out", step=self._tally.step, host=action.host, reason=action.reason,
+                                 again=action.again)
         elif isinstance(action, events.CutRound):
             failure = state.open_failure
             if failure is not None and failure.kind == "no_progress" and failure.reason == action.reason:

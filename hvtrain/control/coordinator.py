@@ -6,20 +6,18 @@ import asyncio
 import itertools
 import logging
 import time
-from dataclasses import replace
+from collections import Counter
 from typing import Any, Awaitable, Callable
 
-from hvtrain.checkpoint import fence
-from hvtrain.control import auth, events, membership, messages, news, overview, seats, starts
+from hvtrain.control import auth, events, membership, messages, news, overview, starts
 from hvtrain.control.causes import OBSERVED, Cause
 from hvtrain.control.chronicle import Chronicle, Observer
 from hvtrain.control.door import Door, Peer, WrongJob
 from hvtrain.control.guests import Guests
-from hvtrain.control.rendezvous import Rendezvous
+from hvtrain.control.lastwords import LastWords
+from hvtrain.control.meeting import Meeting
 from hvtrain.control.roster import Limits, Phase, State
-from hvtrain.control.shares import Shares
-from hvtrain.control.spread import Spread
-from hvtrain.engine import roundsecret
+from hvtrain.control.sums import Sums
 from hvtrain.errors import ExitCode, ProtocolError, UsageError
 
 log = logging.getLogger(__name__)
@@ -41,28 +39,31 @@ class Coordinator:
         port: to listen at; 0 for any that is free.
         tls: encrypt what is said to agents, workers and people.
         offer: see :class:`hvtrain.control.guests.Guests`.
+        sums: what is settled of the run's; None for a run of which nothing is kept.
     """
 
     def __init__(self, *, wanted: int, limits: Limits, token: str, host: str, interface: str, job_digest: str,
                  observer: Observer, follow: bool = False, on_drop: Callable[[str], None] = lambda name: None,
                  port: int = 0, tls: bool = False,
-                 offer: Callable[[messages.JobAsk, str, str], messages.JobGiven] | None = None):
-        self.host, self.interface, self.port = host, interface, 0
+                 offer: Callable[[messages.JobAsk, str, str], messages.JobGiven] | None = None,
+                 sums: Sums | None = None):
+        self.host, self.port = host, 0
         self.client_token = auth.new_token()
         self._digest, self._observer, self._on_drop = job_digest, observer, on_drop
         self._state = State(wanted=wanted, limits=limits, follow=follow, since=time.monotonic())
         self._chronicle = Chronicle(observer, time.monotonic)
         self._door = Door(self, address=host, token=token, client_token=self.client_token, port=port, tls=tls)
         self._guests = Guests(self._door.knows, offer)
-        self._rendezvous: Rendezvous | None = None
-        self._token, self._job = token, fence.new_job()
-        self._places: set[str] = set()  # addresses of the round's members
+        self._sums = sums or Sums()
+        self._meeting = Meeting(host=host, interface=interface, token=token, sums=self._sums, company=lambda: {
+            self._door.address(name) for name in overview.company(self._state)})
+        self._words = LastWords(self.feed, lambda worker: self._pids.pop(worker, None))
         self._over: asyncio.Future[Cause] = asyncio.get_running_loop().create_future()
         self._inbox: asyncio.Queue[events.Event] = asyncio.Queue()
         self._pumping: asyncio.Task | None = None
         self._pids: dict[str, int] = {}
         self._agents: set[str] = set()
-        self._shares, self._spread = Shares(), Spread()
+        self._arriving: Counter[str] = Counter()  # agents whose joining lies in the inbox
         self.before_close: Callable[[int], Awaitable[None]] | None = None
         self.takes_over = False  # from a coordinator that was lost, so even the first round goes on from what was kept
         self._clients = itertools.count()
@@ -111,8 +112,7 @@ class Coordinator:
             await self._door.send(name, messages.End(exit_code=int(cause.exit_code), reason=cause.reason))
         if self._pumping is not None:
             self._pumping.cancel()
-        if self._rendezvous is not None:
-            await self._rendezvous.close()
+        await self._meeting.end()
         await self._door.close()
 
     # The machine ---------------------------------------------------------------------------------------
@@ -143,6 +143,8 @@ class Coordinator:
             await self._take(self._inbox.get_nowait())
 
     async def _take(self, event: events.Event) -> None:
+        if isinstance(event, events.AgentJoined):
+            self._arriving[event.agent] -= 1
         self._state, actions = membership.step(self._state, event, time.monotonic())
         for action in actions:
             try:
@@ -159,35 +161,36 @@ class Coordinator:
         if isinstance(action, events.StartWorker):
             await self._door.send(action.agent, messages.Start(
                 worker=action.worker, rank=action.rank, local_rank=action.local_rank,
-                round=self._state.round.number + 1, threads=self._shares.each()))
+                round=self._state.round.number + 1, threads=self._sums.threads()))
         elif isinstance(action, events.FormRound):
             await self._form(action)
         elif isinstance(action, events.RoundActive):
-            await self._end_rendezvous()
+            await self._meeting.end()
         elif isinstance(action, events.PauseRound):
             await self._tell(action.workers, messages.Pause(round=self._state.round.number))
         elif isinstance(action, events.TellStop):
             self._observer.event("stop_requested", signal=action.signal)
             await self._tell(action.workers, messages.Stop(signal=action.signal))
         elif isinstance(action, events.CutRound):
-            if self._rendezvous is not None:
-                self._rendezvous.call_off()
+            self._meeting.call_off()
             await self._tell(action.workers, messages.Cut(round=action.round, reason=action.reason))
         elif isinstance(action, events.Dismiss):
-            if self._rendezvous is not None and self._state.phase is Phase.ENDING:
-                self._rendezvous.call_off()
+            if self._state.phase is Phase.ENDING:
+                self._meeting.call_off()
             for name in action.workers:
-                await self._door.send(name, messages.Dismiss(salvage=name == action.salvager))
+                await self._door.send(name, messages.Dismiss(salvage=name == action.salvager, reason=action.reason))
         elif isinstance(action, events.KillWorker):
             await self._door.send(action.agent, messages.Kill(worker=action.worker, stacks=action.stacks))
         elif isinstance(action, events.ReleaseAgent):
             await self._door.send(action.agent, messages.End(exit_code=0, reason="its workers have left the job"))
-        elif isinstance(action, events.DropAgent):
+        elif isinstance(action, events.RefuseAgent):
+            await self._door.send(action.agent, messages.Refused(reason=action.reason))
+        elif isinstance(action, events.DropAgent) and not self._arriving[action.agent]:  # else it is back by now
             await self._door.drop(action.agent)
             self._pids = {name: pid for name, pid in self._pids.items() if name in self._state.workers
-                          or name in self._state.agents}
+                          or name in self._state.agents or self._arriving[name]}
             self._agents.discard(action.agent)
-            self._shares.withdraw(action.agent)
+            self._sums.shares.withdraw(action.agent)
             self._on_drop(action.agent)
         elif isinstance(action, events.EndJob) and not self._over.done():
             self._over.set_result(action.cause)
@@ -196,28 +199,8 @@ class Coordinator:
         await asyncio.gather(*(self._door.send(name, message) for name in workers))
 
     async def _form(self, action: events.FormRound) -> None:
-        await self._end_rendezvous()
-        nonce = roundsecret.draw()
-        secret, self._places = auth.round_secret(self._token, nonce), set()
-        self._rendezvous = Rendezvous(self.host, self._is_members, path=roundsecret.path(secret),
-                                      bare=roundsecret.unknown_to_engine())
-        port = await self._rendezvous.start()
-        first = action.fresh
-        action = replace(action, fresh=first and not self.takes_over)
-        places = seats.assign(action, rendezvous=(self.host, port), interface=self.interface, secret=nonce, first=first,
-                              job=self._job, apart=self._spread.apart([host for _, host in action.members]))
+        places = await self._meeting.begin(action, takes_over=self.takes_over)
         await asyncio.gather(*(self._door.send(action.members[seat.rank][0], seat) for seat in places))
-
-    def _is_members(self, address: str) -> bool:
-        """Whether a member of the round is connected from there, or its agent."""
-        if address not in self._places:  # or it comes back from elsewhere
-            self._places = {self._door.address(name) for name in overview.company(self._state)}
-        return address in self._places
-
-    async def _end_rendezvous(self) -> None:
-        if self._rendezvous is not None:
-            await self._rendezvous.close()
-            self._rendezvous = None
 
     # Behind the door -----------------------------------------------------------------------------------
     def admit(self, hello: messages.Message, is_client: bool) -> Peer:
@@ -232,7 +215,10 @@ class Coordinator:
                 raise ProtocolError(f"an agent named {hello.agent!r} is there already")
             self._pids[hello.agent] = hello.pid
             self._agents.add(hello.agent)
-            self._shares.offer(hello.agent, hello.slots, hello.threads)
+            self._sums.shares.offer(hello.agent, hello.slots, hello.threads)
+            if short := self._sums.shares.shortage(hello.host, hello.slots, hello.threads):
+                self.note("few_cores", host=hello.host, text=short)
+            self._arriving[hello.agent] += 1
             self.feed(events.AgentJoined(hello.agent, hello.host, hello.slots))
             return Peer("agent", hello.agent)
         if isinstance(hello, messages.WorkerHello):
@@ -240,6 +226,7 @@ class Coordinator:
             if not known or (self._door.knows(hello.worker) and not hello.again):
                 raise ProtocolError(f"no worker {hello.worker!r} is expected")
             self._pids[hello.worker] = hello.pid
+            self._words.opened(hello.worker)
             if hello.again:
                 asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(self._repeat(hello.worker)))
             return Peer("worker", hello.worker)
@@ -267,6 +254,8 @@ class Coordinator:
         if peer.kind == "agent":
             self._agents.discard(peer.name)
             self.feed(events.AgentLost(peer.name))
+        elif peer.kind == "worker" and peer.name in self._state.workers:
+            self._words.over(peer.name)
 
     def hear(self, peer: Peer, message: messages.Message) -> messages.Message | None:
         """See :class:`hvtrain.control.door.Host`."""
@@ -276,13 +265,12 @@ class Coordinator:
         try:
             if peer.kind == "client":
                 return self._answer(message)
+            self._words.heard(peer.name)
             worker = self._state.workers.get(message.worker if isinstance(message, messages.Exited) else peer.name)
             event = (news.of_agent(peer.name, worker, message, self._observer) if peer.kind == "agent" else
                      news.of_worker(peer.name, worker, message, self._chronicle, self._observer))
-            if isinstance(event, events.WorkerExited):
-                self._pids.pop(event.worker, None)
             if event is not None:
-                self.feed(event)
+                self._words.take(event)
         except ProtocolError:
             raise
         except Exception as error:  # noqa: BLE001 - a full disk under the run directory, say: no fault of the sender

@@ -66,6 +66,7 @@ class Worker:
     local: int = 0  # which of its host's devices it uses
     leave: bool = False  # is to leave at the next step boundary
     returned: int = -1  # the round that it came back from when it was last ready, 0 for none
+    trained: bool = False  # was a member of a round that was active
 
     @property
     def alive(self) -> bool:
@@ -79,7 +80,10 @@ class Worker:
 
 @dataclass(frozen=True)
 class Agent:
-    """``false_starts``: workers that it lost in a row before they were ready; it rests for a while after some."""
+    """``false_starts``: workers that it lost in a row before they were ready; it rests for a while after some.
+
+    ``refused``: it gets no workers (:mod:`hvtrain.control.newcomers`).
+    """
 
     host: str
     slots: int
@@ -87,6 +91,12 @@ class Agent:
     leaving: bool = False
     false_starts: int = 0
     rest_until: float = 0.0
+    refused: bool = False
+
+    @property
+    def open(self) -> bool:
+        """Whether it may have workers."""
+        return not self.leaving and not self.refused
 
 
 Item = TypeVar("Item")
@@ -132,8 +142,8 @@ class Fleet(Table[Agent]):
 
     @cached_property
     def slots(self) -> int:
-        """Workers that the agents can run, those of agents that are leaving left out."""
-        return sum(agent.slots for agent in self._items.values() if not agent.leaving)
+        """Workers that the agents can run, those left out that are leaving or refused."""
+        return sum(agent.slots for agent in self._items.values() if agent.open)
 
 
 class Crew(Table[Worker]):

@@ -39,12 +39,13 @@ class AgentLeaving:
 class WorkerReady:
     """A worker can take a seat. ``round`` is the one it comes back from, 0 if it has been in none.
 
-    ``step``: committed steps of the state that it holds, -1 if it holds none.
+    ``step``: committed steps of the state that it holds, -1 if it holds none. ``reason``: why it comes back.
     """
 
     worker: str
     step: int = -1
     round: int = 0
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -195,10 +196,14 @@ class TellStop:
 
 @dataclass(frozen=True)
 class Dismiss:
-    """These workers are not needed any more and end; ``salvager`` is to save the last committed step first."""
+    """These workers are not needed any more and end; ``salvager`` is to save the last committed step first.
+
+    ``reason``: if there is more to say.
+    """
 
     workers: tuple[str, ...]
     salvager: str | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -233,9 +238,26 @@ class ReleaseAgent:
 
 
 @dataclass(frozen=True)
+class RefuseAgent:
+    """An agent gets no workers, from now on: tell it why."""
+
+    agent: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReportLeftOut:
+    """The newcomers of a host are left out, which people and events.jsonl are told. ``again``: others are tried later."""
+
+    host: str
+    reason: str
+    again: bool
+
+
+@dataclass(frozen=True)
 class EndJob:
     cause: Cause
 
 
 Action = Union[StartWorker, FormRound, RoundActive, PauseRound, CutRound, ReportLoss, TellStop, Dismiss, KillWorker,
-               DropAgent, ReleaseAgent, RenewLease, EndJob]
+               DropAgent, ReleaseAgent, RefuseAgent, ReportLeftOut, RenewLease, EndJob]

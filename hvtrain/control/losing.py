@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from hvtrain.control import causes, ending
+from hvtrain.control import causes, ending, newcomers
 from hvtrain.control.causes import Cause
 from hvtrain.control.events import Action, CutRound, Dismiss, DropAgent, KillWorker, ReportLoss
-from hvtrain.control.roster import FIRST_REST, FORM_ATTEMPTS, Phase, Stage, State, Status, replace
+from hvtrain.control.roster import FIRST_REST, FORM_ATTEMPTS, HOUR, Phase, Stage, State, Status, replace
 from hvtrain.errors import ExitCode
 
 Outcome = tuple[State, tuple[Action, ...]]
-
-HOUR = 3600.0
 
 
 def lose(state: State, name: str, cause: Cause, now: float, *, own_fault: bool = False, kill: bool = False,
@@ -76,12 +74,18 @@ def not_formed(state: State, reason: str, now: float) -> Outcome:
     """The round could not be formed, though nobody was lost.
 
     It is tried again at once, in case somebody's loss was noticed by its peers first; after that no sooner than
-    comm.timeout after the attempt before, however soon that failed: a network needs time to come back.
+    comm.timeout after the attempt before, however soon that failed: a network needs time to come back. After the last
+    attempt newcomers are left out; without any, or without them too few, that is the end of the job.
     """
     began = state.round.since
-    state = replace(state, unformed=state.unformed + 1)
+    state = replace(state, unformed=state.unformed + 1, trouble=reason)
     if state.unformed >= FORM_ATTEMPTS:
-        return ending.begin(state, causes.unformed(state.unformed), now), ()
+        hosts = newcomers.hosts_to_leave_out(state)
+        if not hosts:
+            return ending.begin(state, causes.unformed(state.unformed, reason), now), ()
+        state, actions = newcomers.leave_out(state, hosts, now)
+        state, more = break_round(replace(state, unformed=0, retry_at=0.0), reason, now, failure=None)
+        return state, actions + more
     state = replace(state, retry_at=began + state.limits.form if state.unformed > 1 else 0.0)
     return break_round(state, reason, now, failure=None)
 

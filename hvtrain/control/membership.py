@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import signal
 
-from hvtrain.control import assembling, causes, ending, losing, watching
+from hvtrain.control import assembling, causes, ending, losing, newcomers, watching
 from hvtrain.control.events import (
     Action, AgentBeat, AgentJoined, AgentLeaving, AgentLost, Event, JobFailed, ReleaseAgent, RenewLease,
     RoundActive, ScaleRequested, StopRequested, TellStop, Tick, WorkerBeat, WorkerEnded, WorkerExited, WorkerFormed,
@@ -70,7 +70,8 @@ def _all_finished(state: State) -> bool:
 
 # Agents -----------------------------------------------------------------------------------------------
 def _agent_joined(state: State, event: AgentJoined, now: float) -> Outcome:
-    return replace(state, agents=state.agents.put(event.agent, Agent(event.host, event.slots, last_beat=now))), ()
+    agents = state.agents.put(event.agent, Agent(event.host, event.slots, last_beat=now))
+    return newcomers.received(replace(state, agents=agents), event.agent, now)
 
 
 def _agent_beat(state: State, event: AgentBeat, now: float) -> Outcome:
@@ -106,6 +107,8 @@ def _worker_ready(state: State, event: WorkerReady, now: float) -> Outcome:
         if event.round < state.round.number and (event.worker in state.round.formed or event.round > worker.returned):
             return state, ()  # said before it has taken the seat that is on its way to it
         state, actions = _came_back(state, event, now)
+        if state.workers[event.worker].stage is Stage.LEAVING:  # it is new, and not reached
+            return state, actions
     if event.worker in state.round.members and event.round == state.round.number:
         state = state.in_round(left=True)
     if worker.stage is Stage.STARTING:
@@ -123,7 +126,7 @@ def _came_back(state: State, event: WorkerReady, now: float) -> Outcome:
     if event.round < state.round.number:  # it repeats itself, for its connection was broken
         return losing.break_round(state, f"the seat of rank {rank} may be lost", now, failure=None)
     if status is Status.FORMING:
-        return losing.not_formed(state, f"rank {rank} could not connect to the others", now)
+        return losing.not_formed(state, causes.not_connected(rank, event.reason), now)
     if status is Status.ACTIVE:
         failure = causes.lost_connection(rank, state.progress)
         return losing.break_round(state, failure.reason, now, failure=failure)
@@ -139,7 +142,7 @@ def _worker_formed(state: State, event: WorkerFormed, now: float) -> Outcome:
     state = state.in_round(formed=current.formed | {event.worker}, moved=now)
     if len(state.round.formed) < len(current.members):
         return state, ()
-    state = state.in_round(status=Status.ACTIVE, since=now)
+    state = newcomers.trained(state.in_round(status=Status.ACTIVE, since=now))
     actions: tuple[Action, ...] = (RoundActive(current.number, event.step, state.progress),)
     state = replace(state, born=True, progress=event.step, unformed=0, retry_at=0.0)
     if state.stop_signal:  # who came later has not been told

@@ -40,7 +40,7 @@ def of_worker(name: str, worker: Worker | None, message: messages.Message, chron
         chronicle.report(message)
     elif isinstance(message, messages.Ready):
         chronicle.ready(name, message)
-        return events.WorkerReady(name, message.step, message.round)
+        return events.WorkerReady(name, message.step, message.round, message.reason)
     elif isinstance(message, messages.Formed):
         chronicle.formed(name, message)
         return events.WorkerFormed(name, message.round, message.step)

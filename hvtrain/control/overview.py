@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Mapping
 
 from hvtrain.control import messages
-from hvtrain.control.roster import Phase, Stage, State, Status, Worker
+from hvtrain.control.roster import Agent, Phase, Stage, State, Status, Worker
 
 _STATES = {Stage.READY: "standing by", Stage.RETURNING: "recovering", Stage.DOOMED: "being killed"}
 _PRESENT = (Stage.READY, Stage.SEATED, Stage.RETURNING, Stage.FINISHED)
@@ -19,7 +19,7 @@ def describe(state: State, pids: Mapping[str, int]) -> messages.Overview:
     not said it yet.
     """
     agents = [{"agent": name, "host": agent.host, "slots": agent.slots, "pid": pids.get(name),
-               "state": "leaving" if agent.leaving else "here" if agent.slots else "standing by",
+               "state": _presence(agent),
                "workers": sum(worker.agent == name for worker in state.workers.values())}
               for name, agent in sorted(state.agents.items())]
     workers = []
@@ -42,6 +42,13 @@ def present(state: State) -> list[str]:
     return [name for name, _ in state.at(*_PRESENT) if name in state.round.members]
 
 
+def _presence(agent: Agent) -> str:
+    """Where an agent stands, in one or two words."""
+    if agent.leaving or agent.refused:
+        return "leaving" if agent.leaving else "refused"
+    return "here" if agent.slots else "standing by"
+
+
 def company(state: State) -> set[str]:
     """The members of the round, and their agents: a member that has lost its connection may still have one there."""
     members = state.round.members
@@ -58,7 +65,7 @@ def _standing(state: State, worker: Worker) -> str:
 def judge_scale(state: State, workers: int) -> tuple[bool, str]:
     """Whether the job can have so many workers, and what to tell the person who asked."""
     limits = state.limits
-    slots = sum(agent.slots for agent in state.agents.values() if not agent.leaving)
+    slots = state.agents.slots
     if not limits.elastic:
         return False, "elastic.enabled is false in this job, so its size is fixed"
     if state.phase is not Phase.OPEN or state.stop_signal:

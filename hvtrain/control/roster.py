@@ -59,7 +59,10 @@ PACE_HALVES = 600.0
 """What is known of the slowest step halves in so many seconds: one hiccup does not blunt the watch for good."""
 
 FORM_ATTEMPTS = 3
-"""A round that cannot be formed so many times in a row, though nobody was lost, ends the job."""
+"""A round that cannot be formed so many times in a row, though nobody was lost, ends the job; or if there are newcomers
+in it, the job goes on without them (:mod:`hvtrain.control.newcomers`)."""
+
+HOUR = 3600.0
 
 OUTSIDE_LOSSES = 3
 """So many losses from outside count as one failure of the step: they seldom are the step's fault, but may be."""
@@ -119,6 +122,9 @@ class State:
     first_false_start: Cause | None = None
     unformed: int = 0  # attempts to form a round that failed without a loss, in a row
     retry_at: float = 0.0  # the next attempt is not made before
+    trouble: str = ""  # what was said of the latest such attempt
+    known: frozenset[str] = frozenset()  # hosts whose workers have reached the others
+    unreached: Mapping[str, tuple[float, ...]] = field(default_factory=dict)  # host -> when its newcomers were left out
     losses: tuple[float, ...] = ()  # times of the last hour's losses
     hungry_since: float | None = None  # since when there are too few workers for a round, and none on the way
     due: float | None = None  # no wait for a worker or an agent ends before; see watching.deadline

@@ -14,19 +14,19 @@ so that the hosts do not fit the tree any more, workers exchange numbers as if e
 from __future__ import annotations
 
 from itertools import groupby
-from typing import Sequence
+from typing import Mapping, Sequence
 
 
 class Spread:
-    """Of one job's rounds."""
+    """Of one job's rounds. ``began``: by the number of workers, whether the first round of so many was a tree."""
 
-    def __init__(self) -> None:
-        self._began_as_tree: dict[int, bool] = {}  # by the number of workers
+    def __init__(self, began: Mapping[int, bool] | None = None) -> None:
+        self.began: dict[int, bool] = dict(began or {})
 
     def apart(self, hosts: Sequence[str]) -> bool:
         """Whether the next round's workers must not add up within hosts first; ``hosts`` of its ranks, in order."""
         tree = is_tree(hosts)
-        return self._began_as_tree.setdefault(len(hosts), tree) and not tree
+        return self.began.setdefault(len(hosts), tree) and not tree
 
 
 def is_tree(hosts: Sequence[str]) -> bool:

@@ -16,16 +16,19 @@ from typing import Callable, Sequence
 from hvtrain.config import Job
 from hvtrain.config.rules import conflicts
 from hvtrain.control import auth
+from hvtrain.control.shares import Shares
+from hvtrain.control.sums import kept_threads
 from hvtrain.errors import ConfigError, EnvironmentNotReady, Problem, UsageError
 from hvtrain.launch import contact as contacts
 from hvtrain.launch import judging, tokens
-from hvtrain.launch.contact import Contact, Network, Party
+from hvtrain.launch.contact import Contact, Met, Network, Party
 from hvtrain.launch.discovery import Script
 from hvtrain.launch.fleet import Fleet
 from hvtrain.launch.hosts import HostSlots
 from hvtrain.launch.joblaunch import JobLaunch, coordinate, settle
 from hvtrain.launch.settling import Ground, stages_of
 from hvtrain.report import console as consoles
+from hvtrain.report.rundir import RunDirectory
 
 
 async def run(launch: JobLaunch, hosts: Sequence[HostSlots] | None, script: Script | None, *, follow: bool) -> int:
@@ -48,8 +51,8 @@ async def run(launch: JobLaunch, hosts: Sequence[HostSlots] | None, script: Scri
     party = await contact.meet_all(hosts)
     try:
         network = await _prepare(party, hosts, launch, tolerant=script is not None)
-        launch = _settled(launch, party, network, follow)
-        _greet(console.say, party, network)
+        launch, kept = _settled(launch, party, network, follow)
+        _greet(console.say, party, network, kept)
     except BaseException:
         await party.close()
         raise
@@ -95,12 +98,17 @@ async def _prepare(party: Party, hosts: Sequence[HostSlots], launch: JobLaunch, 
     raise EnvironmentNotReady(text)
 
 
-def _settled(launch: JobLaunch, party: Party, network: Network, follow: bool) -> JobLaunch:
-    """The job on these hosts. Raises ConfigError, UsageError where it cannot be on so many workers."""
-    job, hosts = _with_threads(launch.job, party), list(party.met)
-    launch = replace(launch, job=job)
+def _settled(launch: JobLaunch, party: Party, network: Network, follow: bool) -> tuple[JobLaunch, int | None]:
+    """The job on these hosts, and the number of threads that it keeps of a former start, if any.
+
+    Raises ConfigError, UsageError where it cannot be on so many workers.
+    """
+    hosts = list(party.met)
     slots = sum(host.slots for host in hosts)
-    workers = min(slots, job.elastic.max_workers or slots) if follow else launch.workers
+    workers = min(slots, launch.job.elastic.max_workers or slots) if follow else launch.workers
+    kept = _kept_threads(replace(launch, workers=workers))
+    job = _with_threads(launch.job, party, kept)
+    launch = replace(launch, job=job)
     sized = job.model_copy(update={"launch": job.launch.model_copy(update={"workers": workers})})
     broken = conflicts(sized)
     if broken:
@@ -109,24 +117,42 @@ def _settled(launch: JobLaunch, party: Party, network: Network, follow: bool) ->
         job = sized
     launch = replace(launch, job=job, workers=workers, interface=network.interface, address=network.address)
     if job.hybrid is None:
-        return launch
+        return launch, kept
     stages = stages_of(job)
     if stages is None:
         raise UsageError("over several hosts the number of stages is not found out by itself. Give it: hybrid.stages=N "
                          "(hvtrain plan says which)")
-    return settle(launch, Ground(workers, slots=stages * max(host.slots for host in hosts), hosts=len(hosts)))
+    return settle(launch, Ground(workers, slots=stages * max(host.slots for host in hosts), hosts=len(hosts))), kept
 
 
-def _with_threads(job: Job, party: Party) -> Job:
-    """``launch.threads: auto`` is the least that a slot has anywhere: see :mod:`hvtrain.control.shares`."""
+def _kept_threads(launch: JobLaunch) -> int | None:
+    """What ``launch.threads: auto`` has been in this run so far; None if it begins or a person chooses."""
+    job = launch.job
+    if job.launch.threads != "auto" or job.checkpoint.resume == "never":
+        return None
+    return kept_threads(RunDirectory(job.run.dir).sums, launch.size)
+
+
+def _with_threads(job: Job, party: Party, kept: int | None = None) -> Job:
+    """``launch.threads: auto`` is what this run has ``kept``, or the least that a slot has anywhere: see
+    :mod:`hvtrain.control.shares`."""
     if job.launch.threads != "auto":
         return job
-    least = min(max(1, int(met.report.get("cores", 1)) // host.slots) for host, met in party.met.items())
-    return job.model_copy(update={"launch": job.launch.model_copy(update={"threads": least})})
+    least = min(_threads_of(host, met) for host, met in party.met.items())
+    return job.model_copy(update={"launch": job.launch.model_copy(update={"threads": kept or least})})
 
 
-def _greet(say: Callable[[str], None], party: Party, network: Network) -> None:
+def _threads_of(host: HostSlots, met: Met) -> int:
+    """Of each slot."""
+    return max(1, int(met.report.get("cores", 1)) // host.slots)
+
+
+def _greet(say: Callable[[str], None], party: Party, network: Network, kept: int | None) -> None:
     say(f"hosts: {_names(list(party.met))}; network {network.interface}, the coordinator is at {network.address}")
+    shares = Shares(kept)
+    for host, met in party.met.items():
+        if short := shares.shortage(host.name, host.slots, _threads_of(host, met)):
+            say(f"warning: {short}")
     blind = [met.host.name for met in party.met.values() if not met.report.get("sees_run", True)]
     if blind:
         say(f"warning: {', '.join(blind)} cannot see the run directory. Checkpoints are written by the host of rank 0 "

@@ -24,10 +24,11 @@ from hvtrain.control.client import Address
 from hvtrain.control.coordinator import Coordinator
 from hvtrain.control.events import JobFailed
 from hvtrain.control.roster import Limits
+from hvtrain.control.sums import Sums
 from hvtrain.errors import EnvironmentNotReady, ExitCode, HvtrainError
 from hvtrain.launch import measurer, network, settling, storms, tokens
 from hvtrain.launch.offering import Offer
-from hvtrain.launch.settling import Ground, Settled, threads_each
+from hvtrain.launch.settling import Ground, Settled, chosen_threads, threads_each
 from hvtrain.report import console as consoles
 from hvtrain.report.reporter import Reporter
 from hvtrain.report.rundir import RunDirectory
@@ -56,6 +57,11 @@ class JobLaunch:
     slots: int | None = None
     address: str | None = None
     config_path: str = ""
+
+    @property
+    def size(self) -> int:
+        """How many workers the job was started with, also if this is not the process that did."""
+        return self.job.launch.workers or self.workers
 
     @property
     def digest(self) -> str:
@@ -134,6 +140,8 @@ async def coordinate(launch: JobLaunch, start_agents: Callable[[Address, Coordin
                                   host=launch.address or network.address_of(launch.interface),
                                   interface=job.launch.interface or "",
                                   job_digest=launch.digest, observer=reporter, follow=follow, on_drop=on_drop,
+                                  sums=Sums(reporter.directory.sums, workers=launch.size,
+                                            threads=chosen_threads(job)),
                                   port=job.launch.port or 0, tls=job.launch.tls, offer=Offer(launch, expected=open_to_all))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):

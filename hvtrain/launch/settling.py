@@ -24,8 +24,8 @@ from hvtrain.hybrid.planner import Choice, describe, duration, plan
 from hvtrain.hybrid.prediction import Prediction
 from hvtrain.launch import measurer
 
-__all__ = ["Ground", "Settled", "adopt", "check_devices", "check_gpus", "is_settled", "may_measure", "settle",
-           "stages_of", "threads_each"]
+__all__ = ["Ground", "Settled", "adopt", "check_devices", "check_gpus", "chosen_threads", "is_settled", "may_measure",
+           "settle", "stages_of", "threads_each"]
 
 DEVICE = {"torch": r"(cuda|cpu)(:\d+)?", "keras": r"(cuda|gpu|cpu)(:\d+)?", "numpy": ".*"}
 """What a device's name looks like."""
@@ -89,7 +89,7 @@ def settle(job: Job, module_dir: str, ground: Ground, say: Callable[[str], None]
         return Settled(without_measuring(job, ground.workers or ground.here(stages or 1) * ground.hosts))
     threads = threads_each(job, ground.here(stages or 1))
     workers = ground.workers or max(1, ground.hosts * ground.here(stages or 1))
-    found = measurer.obtain(job, module_dir, workers=workers, threads=threads,
+    found = measurer.obtain(job, module_dir, workers=workers, threads=threads, must_be_cut=(stages or 1) > 1,
                             before=lambda: say("measuring the model, to cut it into stages ..."), say=say)
     if found.whole and (stages or 1) > 1:
         raise Uncuttable(found.whole)
@@ -162,7 +162,11 @@ def _most(job: Job, found: Measurement, here: int, threads: int, cpu: bool) -> i
     return max(threads, MOST_THREAD_STAGES) if job.hybrid.memory is not None else threads
 
 
+def chosen_threads(job: Job) -> int | None:
+    """CPU threads of each worker, if the job says them."""
+    return job.launch.threads if isinstance(job.launch.threads, int) else None
+
+
 def threads_each(job: Job, workers_here: int) -> int:
     """CPU threads of each of ``workers_here`` workers on this host; its stages share them."""
-    wanted = job.launch.threads
-    return wanted if isinstance(wanted, int) else max(1, cores() // workers_here)
+    return chosen_threads(job) or max(1, cores() // workers_here)

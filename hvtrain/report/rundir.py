@@ -7,7 +7,7 @@
               status.json   state, reason, step           metrics.jsonl    one measurement a line
               .lock         held while a job runs         events.jsonl     one event a line
               control.json  how commands reach the job    ledger/          who used which sample (log.ledger)
-                                                          timeline.json    a trace of some steps (log.timeline)
+              sums.json     what their last bits rest on  timeline.json    a trace of some steps (log.timeline)
                                                           profile.json     what the model's layers cost (hybrid)
 """
 
@@ -45,6 +45,7 @@ class RunDirectory:
     logs = property(lambda self: self.path / "logs")
     tensorboard = property(lambda self: self.path / "tensorboard")
     control = property(lambda self: self.path / "control.json")
+    sums = property(lambda self: self.path / "sums.json")
 
     def take(self, *, fresh: bool) -> Path | None:
         """Create the directory and lock it for this job.

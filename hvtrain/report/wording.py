@@ -36,6 +36,11 @@ def _lost(step: int | None, values: Values) -> str:
     return f"step {step}: {reason}{'; going on without waiting for it' if values['job_goes_on'] else ''}"
 
 
+def _left_out(step: int | None, values: Values) -> str:
+    again = ". Another worker is tried there later" if values["again"] else ""
+    return f"warning: step {step}: {values['reason']}{again}"
+
+
 def _round(step: int | None, values: Values) -> str:
     if values["reason"] != "loss" or "first_step" not in values["seconds"]:
         return ""
@@ -67,6 +72,8 @@ _SOURCES = {"memory": "the snapshot in a host's memory", "checkpoint": "the last
             "start": "the beginning: there was neither a snapshot nor a checkpoint"}
 _LINES: dict[str, Callable[[int | None, Values], str]] = {
     "resumed": _resumed, "rollback": _rollback, "worker_lost": _lost, "round": _round, "resize": _resize,
+    "left_out": _left_out,
+    "few_cores": lambda step, values: f"warning: {values.get('text', '')}",
     "start_method": lambda step, values: f"warning: {values.get('text', '')}",
     "stop_requested": lambda step, values: "stopping after a checkpoint; a second signal stops at once",
     "warm_restarted": lambda step, values: f"{values.get('text', '')}; it was started again",

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.hosts import Hosts
+from tests.support.requirements import need_hosts
 from tests.support.runs import Run
-
-STEPS = 120
-WHOLE = ("train.epochs=null", f"train.steps={STEPS}", "eval.every=20 steps", "task.args.norm=true", "train.ema=0.9",
-         "optim.schedule={name: cosine, warmup: 10%}", "data.global_batch=33", "log.ledger=true",
-         "elastic.replace_timeout=60s")
-"""Everything that has a state: statistics of normalisation, averages, schedule, callbacks. No replacement is late, however
-slow the machine: with fewer workers the sums would be rounded differently."""
+from tests.support.whole_job import STEPS, WHOLE
 
 
 @pytest.fixture
@@ -21,6 +17,21 @@ def run(tmp_path):
     (tmp_path / "ledger").mkdir()
     yield job
     job.kill_all()
+
+
+@pytest.fixture(scope="module")
+def four():
+    """Four hosts on one network."""
+    need_hosts()
+    with Hosts(4) as made:
+        yield made
+
+
+@pytest.fixture
+def net(four):
+    """Four hosts. What a test does to their network is undone after it."""
+    yield four
+    four.mend()
 
 
 @pytest.fixture(scope="session")

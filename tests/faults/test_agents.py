@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import hosts
+from tests.support import requirements
 from tests.support.hosts import Hosts
 from tests.support.runs import MARK, Run, environment
 
@@ -123,7 +123,7 @@ def test_agents_outlive_the_coordinator_and_find_the_next_one(run, tmp_path_fact
 @pytest.mark.soak
 def test_agents_of_other_hosts(tmp_path):
     """The network between hosts is found by itself. An agent with other code is told so."""
-    hosts.require()
+    requirements.need_hosts()
     run = Shared(tmp_path)
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "tasks.py").write_text("# another one\n")
@@ -142,6 +142,36 @@ def test_agents_of_other_hosts(tmp_path):
             assert run.wait().returncode == 143 and run.code("h2") == 143
             assert run.exact(run.status()["step"]).sizes == (2, 3)
             assert [event["host"] for event in run.events("worker_lost")] == ["h3@h3"]
+        finally:
+            run.kill_all()
+    assert run.gone()
+
+
+@pytest.mark.soak
+def test_an_agent_that_one_of_the_others_does_not_reach_is_refused_and_the_job_goes_on(tmp_path):
+    """Its worker reaches the coordinator, so it got a seat; no round could be formed, and that was the end of the job."""
+    requirements.need_hosts()
+    run = Shared(tmp_path)
+    with Hosts(3) as net:
+        try:
+            run.start(*ENDLESS, *run.settings, "-np", "2", "--slots", "1", "comm.timeout=4s", prefix=net.enter("h1", tmp_path))
+            run.add("h2", where="h1", prefix=net.enter("h2"))
+            run.until_step(3, 120)
+            net.run("h3", ["ip", "route", "add", "unreachable", f"{net.address('h2')}/32"])
+            run.add("h3", where="h1", prefix=net.enter("h3"))
+            assert run.code("h3", 120) == 3, "it does not wait for a job that it cannot be part of"
+            said = run.said("h3").read_text()
+            assert "a new worker on h3 and those that train on h1, h2 could not connect" in said and "launch.interface" in said
+            (told,) = run.events("left_out")
+            assert told["host"] == "h3" and told["reason"] in run._output("out").read_text()
+            run.until_step(run.last_step() + 20)
+            assert not run.events("worker_lost") and not run.events("resize")
+            net.run("h3", ["ip", "route", "del", "unreachable", f"{net.address('h2')}/32"])
+            run.add("mended", where="h1", prefix=net.enter("h3"))
+            run.until_size(3)
+            run.process.send_signal(signal.SIGTERM)
+            assert run.wait().returncode == 143
+            assert run.exact(run.status()["step"]).sizes == (2, 3)
         finally:
             run.kill_all()
     assert run.gone()

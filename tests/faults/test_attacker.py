@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import STEPS, WHOLE
 from tests.support.attack import door, files, limits
 from tests.support.attack.play import WORKERS, play, proves
+from tests.support.whole_job import STEPS, WHOLE
 
 
 @pytest.mark.parametrize("tls", [True, pytest.param(False, marks=pytest.mark.soak)], ids=["tls", "plain"])

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from conftest import STEPS, WHOLE
+from tests.support.whole_job import STEPS, WHOLE
+
 
 APART = ("comm.shared_memory=false", "comm.bucket_mb=0.008", "comm.first_bucket_mb=0.004", "task.args.width=256")
 """As if every worker had a host of its own; gradients fill several buckets, of which each worker adds up a part."""

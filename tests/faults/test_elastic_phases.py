@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import STEPS, WHOLE
 from hvtrain.probe import PHASES
+from tests.support.whole_job import STEPS, WHOLE
 
 
 def kill(phase: str, rank: int | list[int], step: int | None = None, **more: int) -> dict:

@@ -9,8 +9,8 @@ import time
 import psutil
 import pytest
 
-from conftest import STEPS, WHOLE
 from tests.support.runs import Run
+from tests.support.whole_job import STEPS, WHOLE
 
 PATIENT = ("elastic.replace_timeout=60s", "elastic.max_losses_per_hour=null", "elastic.max_failures_per_step=10")
 """Chance may strike in one step several times."""

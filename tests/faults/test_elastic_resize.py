@@ -7,8 +7,8 @@ import signal
 
 import pytest
 
-from conftest import STEPS
 from tests.support.runs import Run, hvtrain
+from tests.support.whole_job import STEPS
 
 PLAIN = ("train.epochs=null", f"train.steps={STEPS}", "data.global_batch=33", "log.ledger=true",
          "optim.schedule={name: cosine, warmup: 10%}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import signal
 import time
 
-from conftest import STEPS, WHOLE
 from hvtrain.report import ledger
+from tests.support.whole_job import STEPS, WHOLE
 
 
 def test_stopped_and_stuck_workers_and_cut_connections(run, calm):

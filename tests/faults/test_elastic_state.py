@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 
-from conftest import STEPS, WHOLE
+from tests.support.whole_job import STEPS, WHOLE
 
 
 def rollbacks(run) -> list[tuple]:

@@ -10,8 +10,8 @@ from typing import Iterator
 
 import pytest
 
-from conftest import STEPS, WHOLE
 from tests.support.cluster import Cluster
+from tests.support.whole_job import STEPS, WHOLE
 
 ENDLESS = ("train.epochs=null", "train.steps=1000000", "eval.every=null", "log.ledger=true", "task.args.slow=0.03")
 

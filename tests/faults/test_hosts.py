@@ -2,72 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 import hvtrain
 from hvtrain.errors import ExitCode
-from tests.support import hosts
-from tests.support.hosts import Hosts
-from tests.support.runs import Run, environment
+from tests.support.hostrun import HostRun, named, workers
 
 WHOLE = ("train.epochs=null", "eval.every=20 steps", "task.args.norm=true", "train.ema=0.9", "data.global_batch=33",
          "log.ledger=true", "launch.connect_timeout=5s")
 ENDLESS = (*WHOLE, "train.steps=5000", "task.args.slow=0.1")
 """Stopped when all has happened, however slow the machine."""
-
-
-class HostRun(Run):
-    """A job that is launched on h1 of ``net``."""
-
-    def __init__(self, directory, net: Hosts, name: str = "run"):
-        super().__init__(directory, name)
-        self.net = net
-        self.script = directory / "discover.sh"
-        self.known = 0  # losses of workers that a test has looked at
-
-    def start_on(self, names: str, *overrides: str, **more) -> HostRun:
-        """Start it over the hosts of a list such as h1:1,h2:1."""
-        return self.start("-H", names, *overrides, prefix=self.net.enter("h1", self.base), **more)
-
-    def start_discovering(self, names: str, *overrides: str, **more) -> HostRun:
-        """The same, but the hosts are those that a script names, which :meth:`name_hosts` changes."""
-        self.name_hosts(names)
-        self.script.write_text(f"#!/bin/sh\ncat {self.base}/hosts\n")
-        self.script.chmod(0o755)
-        return self.start("--host-discovery-script", str(self.script), *overrides,
-                          prefix=self.net.enter("h1", self.base), **more)
-
-    def name_hosts(self, names: str) -> None:
-        (self.base / "hosts.new").write_text(names.replace(",", "\n") + "\n")
-        (self.base / "hosts.new").rename(self.base / "hosts")
-
-    def until_resize(self, *sizes: int) -> None:
-        """Wait until the job has had exactly these sizes, one after the other, after its first one."""
-        self.until(lambda: [event["new"] for event in self.events("resize")] == list(sizes), f"sizes {sizes}", 90.0)
-
-    def stop(self) -> int:
-        """Have the job stop in order; returns how many steps it has taken."""
-        self.process.send_signal(signal.SIGTERM)
-        done = self.wait()
-        assert done.returncode == ExitCode.TERMINATED, self.logs()
-        return self.status()["step"]
-
-    def said(self) -> str:
-        return self._output("out").read_text() + self._output("err").read_text()
-
-
-@pytest.fixture(scope="module")
-def net():
-    hosts.require()
-    with Hosts(4) as made:
-        yield made
 
 
 @pytest.fixture
@@ -188,39 +137,33 @@ def test_one_job_suffers_everything_and_no_bit_changes(job, net, tmp_path):
     settings = (*ENDLESS, "elastic.replace_timeout=60s", "elastic.min_workers=3", "comm.shared_memory=false")
     for name in net.names:
         net.rate(name, "1gbit")
-    try:
-        job.start_discovering("h1:2,h2:1,h3:1", *settings, workers=3)
-        job.until_step(5)
-        first = busy(net)
-        os.kill(_workers(net.pids(first))[0], signal.SIGKILL)
-        goes_on(job, first)
-        second = busy(net)
-        assert len(net.kill(second)) >= 4, "an agent's keeper, the agent, its warm process and a worker"
-        goes_on(job, second)
-        agents_there(job, "h1", "h2", "h3")
-        third = busy(net)
-        net.link(third, up=False)
-        goes_on(job, third)
-        net.link(third, up=True)
-        agents_there(job, "h1", "h2", "h3")
-        job.name_hosts("h1:2,h2:1,h3:1,h4:1")
-        agents_there(job, "h1", "h2", "h3", "h4")
-        far = [busy(net), next(name for name in ("h4", "h3") if name != busy(net))]
-        net.partition([name for name in net.names if name not in far], far)
-        goes_on(job, *far)
-        net.heal()
-        agents_there(job, "h1", "h2", "h3", "h4")
-        last = busy(net)
-        net.kill(last)
-        job.name_hosts(",".join(f"{name}:{2 if name == 'h1' else 1}" for name in net.names if name != last))
-        goes_on(job, last)
-        agents_there(job, *(name for name in net.names if name != last))
-        steps = job.stop()
-    finally:
-        net.heal()
-        for name in net.names:
-            net.link(name, up=True)
-            net.rate(name, None)
+    job.start_discovering("h1:2,h2:1,h3:1", *settings, workers=3)
+    job.until_step(5)
+    first = job.busy()
+    os.kill(workers(net.pids(first))[0], signal.SIGKILL)
+    job.goes_on(first)
+    second = job.busy()
+    assert len(net.kill(second)) >= 4, "an agent's keeper, the agent, its warm process and a worker"
+    job.goes_on(second)
+    job.until_agents("h1", "h2", "h3")
+    third = job.busy()
+    net.link(third, up=False)
+    job.goes_on(third)
+    net.link(third, up=True)
+    job.until_agents("h1", "h2", "h3")
+    job.name_hosts("h1:2,h2:1,h3:1,h4:1")
+    job.until_agents("h1", "h2", "h3", "h4")
+    far = [job.busy(), next(name for name in ("h4", "h3") if name != job.busy())]
+    net.partition([name for name in net.names if name not in far], far)
+    job.goes_on(*far)
+    net.heal()
+    job.until_agents("h1", "h2", "h3", "h4")
+    last = job.busy()
+    net.kill(last)
+    job.name_hosts(",".join(f"{name}:{2 if name == 'h1' else 1}" for name in net.names if name != last))
+    job.goes_on(last)
+    job.until_agents(*(name for name in net.names if name != last))
+    steps = job.stop()
     assert not job.events("resize") and not job.events("rollback") and job.exact(steps).repeated == 0 and job.gone(30)
     calm = HostRun(tmp_path, net, "calm")
     calm.run(*settings, f"train.steps={steps}", "task.args.slow=0", workers=3)
@@ -237,8 +180,8 @@ def test_spare_hosts_take_the_place_of_a_lost_one_and_no_bit_changes(job, net, t
     job.start_discovering("h1:2,h2:2", *settings, "task.args.slow=0.1", workers=4)
     job.until_step(5)
     job.name_hosts("h1:2,h2:2,h3:1,h4:1")
-    agents_there(job, "h1", "h2", "h3", "h4")
-    assert len(_workers(net.pids("h2"))) == 2
+    job.until_agents("h1", "h2", "h3", "h4")
+    assert len(workers(net.pids("h2"))) == 2
     net.kill("h2")
     job.name_hosts("h1:2,h3:1,h4:1")
     done = job.wait(150)
@@ -284,12 +227,12 @@ def test_ssh_by_another_port_another_key_and_a_users_name_and_a_job_over_tls(job
 def test_a_lost_ssh_connection_is_no_lost_host(job, net):
     job.start_on("h1:1,h2:1", *ENDLESS)
     job.until_step(5)
-    ways = _named("ssh", net.pids("h1"))
+    ways = named("ssh", net.pids("h1"))
     assert len(ways) == 1
     os.kill(ways[0], signal.SIGKILL)
     job.until_step(job.last_step() + 30)
-    assert not job.events("worker_lost") and _named("hvtrain-agent", net.pids("h2"))
-    os.kill(_named("hvtrain-agent", net.pids("h2"))[0], signal.SIGKILL)
+    assert not job.events("worker_lost") and named("hvtrain-agent", net.pids("h2"))
+    os.kill(named("hvtrain-agent", net.pids("h2"))[0], signal.SIGKILL)
     job.until_resize(1, 2)
     assert job.exact(job.stop()).repeated == 0 and job.gone()
 
@@ -316,38 +259,3 @@ def test_a_launcher_that_is_killed_leaves_nothing_behind_on_any_host(job, net):
     done = job.start_on("h1:1,h2:1", *WHOLE, "train.steps=60").wait(120)
     assert done.returncode == 0 and "resumed at step" in done.stdout, job.logs()
     assert job.exact(60)
-
-
-def busy(net: Hosts) -> str:
-    """A host other than the coordinator's on which workers run."""
-    return next(name for name in net.names[1:] if _workers(net.pids(name)))
-
-
-def goes_on(job: HostRun, *hosts: str) -> None:
-    """More workers are lost, all of them on these hosts, and the job goes on."""
-    job.until(lambda: len(job.events("worker_lost")) > job.known, f"workers lost on {hosts}")
-    job.until_step(job.last_step() + 12, 90.0)
-    lost = {event["host"].rpartition("@")[2] for event in job.events("worker_lost")[job.known:]}
-    job.known = len(job.events("worker_lost"))
-    assert lost and lost <= {*hosts}, job.logs()
-
-
-def agents_there(job: HostRun, *hosts: str) -> None:
-    """Agents of exactly these hosts are connected to the coordinator."""
-    def there() -> bool:
-        command = [sys.executable, "-m", "hvtrain.cli.main", "ps", str(job.dir), "--json"]
-        seen = json.loads(job.net.run("h1", command, env=environment()).stdout)
-        return sorted(agent["host"] for agent in seen["agents"]) == [*hosts]
-
-    job.until(there, f"agents of {hosts}", 90.0)
-
-
-def _named(name: str, pids: list[int]) -> list[int]:
-    """Those of these processes that ``ps`` shows by this name."""
-    return [pid for pid in pids if Path(f"/proc/{pid}/comm").read_text().strip() == name]
-
-
-def _workers(pids: list[int]) -> list[int]:
-    """Those of these processes that are workers."""
-    names = {pid: Path(f"/proc/{pid}/comm").read_text().strip() for pid in pids}
-    return [pid for pid, name in names.items() if name.startswith("hvtrain-") and name not in ("hvtrain-agent", "hvtrain-warm")]

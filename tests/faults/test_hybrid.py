@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import WHOLE
 from test_elastic_phases import kill
 from tests.support.runs import Run
+from tests.support.whole_job import WHOLE
 
 STEPS = 64
 SETTINGS = (*WHOLE, f"train.steps={STEPS}", "hybrid={stages: 2, microbatches: 4, split: [2, 2], devices: cpu}")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from conftest import WHOLE
 from tests.support.keras_runs import KerasRun
+from tests.support.whole_job import WHOLE
 
 pytest.importorskip("tensorflow")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import STEPS, WHOLE
 from hvtrain.probe import PHASES
 from tests.support.keras_runs import KerasRun
 from tests.support.runs import hvtrain
+from tests.support.whole_job import STEPS, WHOLE
 
 pytest.importorskip("tensorflow")
 

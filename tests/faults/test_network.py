@@ -10,10 +10,8 @@ import time
 
 import pytest
 
-from hvtrain.engine.info import installed_record
-from tests.support import hosts as support
-from tests.support.hosts import Hosts
 from tests.support.netcluster import NetCluster
+from tests.support.requirements import need_edit
 from tests.support.runs import Run
 
 STEPS = 150
@@ -23,22 +21,11 @@ QUICK = ("elastic.heartbeat_timeout=2s", "elastic.coordinator_timeout=4s", "elas
 FOUR = {"h1": 1, "h2": 1, "h3": 1, "h4": 1}
 
 
-@pytest.fixture(scope="module")
-def net():
-    support.require()
-    with Hosts(4) as made:
-        yield made
-
-
 @pytest.fixture
 def job(tmp_path, net):
     run = NetCluster(tmp_path, net)
     yield run
     run.kill_all()
-    net.heal()
-    for name in net.names:
-        net.cable(name, up=True)
-        net.rate(name, None)
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +87,9 @@ def test_too_few_on_the_coordinators_side_wait_for_the_others(job, net, calm):
 
 
 @pytest.mark.soak
-@pytest.mark.skipif("own-address" not in (installed_record() or {}).get("edits", ()), reason="the engine is an older one")
 def test_everything_over_ipv6(job, net, calm):
     """Seats, state and gradients; a host is killed on the way, and its place taken by one that lacks the state."""
+    need_edit("own-address")
     job.start_on(FOUR, *JOB, *QUICK, "elastic.min_workers=4", version=6)
     job.until_step(10)
     assert all("fd77::" in net.run(name, ["ss", "-tn"]).stdout and "10.77." not in net.run(name, ["ss", "-tn"]).stdout

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from conftest import STEPS, WHOLE
 from tests.support import traces
+from tests.support.whole_job import STEPS, WHOLE
 
 DEADLY = """
 import os, signal

@@ -182,6 +182,10 @@ def lower_listener(backlog: int) -> socket.socket:
     raise AssertionError("no port is free")
 
 
+HIGHEST = ("127.0.0.1", 0xFFFF)
+"""An address that no member has: gloo's members connect from the higher one to the lower one."""
+
+
 def crowded() -> tuple[socket.socket, list[socket.socket]]:
     """A listener that takes no connection any more, so that connecting to it waits, and those that fill it."""
     server, clients = lower_listener(backlog=0), []
@@ -196,10 +200,7 @@ def crowded() -> tuple[socket.socket, list[socket.socket]]:
 
 def form(members: list[Member], store: Store, **more: object) -> None:
     """Form a round of these members and make sure that it adds up."""
-    begun = start(members, store, **more)
-    for member, number in zip(members, begun):
-        assert member.answer(number).get("value") == len(members)
-    check_sum(members)
+    formed(members, start(members, store, **more))
 
 
 def start(members: list[Member], store: Store, **more: object) -> list[int]:
@@ -214,6 +215,12 @@ def begin(member: Member, **place: object) -> int:
     return member.send("run")
 
 
+def formed(members: list[Member], begun: list[int]) -> None:
+    """Make sure that these members have formed the round that they have begun to form, and that it adds up."""
+    assert [member.answer(number).get("value") for member, number in zip(members, begun)] == [len(members)] * len(members)
+    check_sum(members)
+
+
 def check_sum(members: list[Member]) -> None:
     numbers = [member.send("reduce", value=float(rank + 1)) for rank, member in enumerate(members)]
     for member, number in zip(members, numbers):
@@ -224,6 +231,17 @@ def close(members: list[Member]) -> None:
     numbers = [member.send("close") for member in members]
     for member, number in zip(members, numbers):
         assert "error" not in member.answer(number)
+
+
+def call_off(member: Member, number: int) -> None:
+    """Call off the round that this command forms. It may have been formed before that: then it is broken."""
+    member.do("abandon")
+    answer = member.answer(number, SOON)
+    if "value" in answer:
+        broken_soon(member, member.send("reduce", value=1.0))
+        member.do("close")
+    else:
+        assert answer["error"] == "RoundBroken", answer
 
 
 def broken_soon(member: Member, number: int) -> dict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from engine_members import Member, begin, check_sum, place
+from engine_members import Member, begin, formed, place
 from engine_store import Store
 from tests.support import wire
 from tests.support.parts import part
@@ -29,9 +29,7 @@ def form_hosts(members: list[Member], store: Store, hosts: Hosts, **more: object
         numbers.append(begin(member, **place(
             store.port, rank, len(members), local_rank=local, local_size=len(hosts[number]),
             cross_rank=peers.index(number), cross_size=len(peers), host=f"host{number}", **more)))
-    for member, number in zip(members, numbers):
-        assert member.answer(number).get("value") == len(members)
-    check_sum(members)
+    formed(members, numbers)
 
 
 def on_all(members: list[Member], do: str, **arguments: object) -> list:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 import numpy as np
 import pytest
 
-from engine_members import SOON, Member, check_sum, close, form, start, warm
+from engine_members import SOON, check_sum, close, form, start
 from engine_store import Store
 from engine_sums import (
     CODECS, LOSSY, Hosts, allowed, apart, expected, form_hosts, on_all, parts, shares_memory, sums)
@@ -20,20 +19,6 @@ from tests.support.parts import SPOILED, hashed, part, spoiled_at
 pytestmark = [pytest.mark.timeout(120)]
 SIZES = [1, 7, 1000, 1025, 100_000, 1_000_003]
 WORLDS = [2, 3, 4]
-
-
-@pytest.fixture
-def fork() -> Iterator[Callable[[int], list[Member]]]:
-    """Starts members, and ends all of them after the test."""
-    members = warm("torch")
-    yield members.fork
-    members.end()
-
-
-@pytest.fixture
-def store() -> Iterator[Callable[[], Store]]:
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(closing(Store()))
 
 
 @pytest.mark.parametrize("size", WORLDS)

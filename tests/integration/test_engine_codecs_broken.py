@@ -5,12 +5,11 @@ from __future__ import annotations
 import random
 import signal
 import time
-from contextlib import ExitStack, closing
-from typing import Callable, Iterator
+from typing import Callable
 
 import pytest
 
-from engine_members import SOON, Member, broken_soon, close, form, warm
+from engine_members import SOON, Member, broken_soon, close, form
 from engine_store import Store
 from engine_sums import CODECS, Hosts, apart, expected, form_hosts, sums
 from tests.support.parts import hashed
@@ -23,20 +22,6 @@ SETTINGS = {
     "both": ("int8", [[0, 1], [2, 3]])}
 """Codec and hosts: every way that a sum can take."""
 named = pytest.mark.parametrize("codec, hosts", SETTINGS.values(), ids=SETTINGS)
-
-
-@pytest.fixture
-def fork() -> Iterator[Callable[[int], list[Member]]]:
-    """Starts members, and ends all of them after the test."""
-    members = warm("torch")
-    yield members.fork
-    members.end()
-
-
-@pytest.fixture
-def store() -> Iterator[Callable[[], Store]]:
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(closing(Store()))
 
 
 def check_bits(members: list[Member], codec: str, hosts: Hosts) -> None:

@@ -7,32 +7,17 @@ import signal
 import socket
 import struct
 import time
-from contextlib import ExitStack, closing
-from typing import Callable, Iterator
+from contextlib import ExitStack
+from typing import Callable
 
 import pytest
 
 from engine_members import (
-    SOON, Member, addresses, begin, broken_soon, check_sum, close, crowded, form, lower_listener, place, published,
-    start, warm)
+    HIGHEST, SOON, Member, addresses, begin, broken_soon, call_off, check_sum, close, crowded, form, formed, lower_listener,
+    place, published, start)
 from engine_store import Store
 
 pytestmark = [pytest.mark.timeout(120)]
-HIGHEST = ("127.0.0.1", 0xFFFF)
-
-
-@pytest.fixture
-def fork() -> Iterator[Callable[[int], list[Member]]]:
-    """Starts members, and ends all of them after the test."""
-    members = warm("torch")
-    yield members.fork
-    members.end()
-
-
-@pytest.fixture
-def store() -> Iterator[Callable[[], Store]]:
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(closing(Store()))
 
 
 # What a member of a round of two can wait for -------------------------------------------------------------------
@@ -123,13 +108,7 @@ def test_a_member_stops_or_is_called_off_at_any_moment(fork: Callable, store: Ca
         time.sleep(milliseconds / 1000)
         victim.signal(signal.SIGSTOP)
         for member, number in ((first, begun[0]), (second, begun[2])):
-            member.do("abandon")
-            answer = member.answer(number, SOON)
-            if "value" in answer:  # it was formed before that, and then it is cut
-                broken_soon(member, member.send("reduce", value=1.0))
-                member.do("close")
-            else:
-                assert answer["error"] == "RoundBroken", answer
+            call_off(member, number)
         victim.signal(signal.SIGKILL)
         form([first, second], store())
         close([first, second])
@@ -244,8 +223,7 @@ def test_no_mesh_is_made_twice(layout: list[tuple[int, ...]], connections: int,
         begun.append(begin(member, **place(
             here.port, rank, 4, local_rank=local_rank, local_size=local_size, cross_rank=cross_rank,
             cross_size=cross_size, host=f"host{cross_rank}")))
-    assert [member.answer(number).get("value") for member, number in zip(members, begun)] == [4] * 4
-    check_sum(members)
+    formed(members, begun)
     assert [tuple(member.do("layout")) for member in members] == layout
     assert members[0].do("cut") == connections
 

@@ -8,9 +8,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Callable, Iterator
+from typing import Callable
 
 import pytest
 
@@ -19,24 +18,6 @@ from engine_store import Store
 
 pytestmark = [pytest.mark.timeout(240)]
 FRAMEWORKS = ["torch", "tensorflow"]
-
-
-@pytest.fixture
-def fork() -> Iterator[Callable[[str, int], list[Member]]]:
-    """Starts ranks, and ends all of them after the test."""
-    with ExitStack() as stack:
-        def start(framework: str, count: int) -> list[Member]:
-            members = warm(framework)
-            stack.callback(members.end)
-            return members.fork(count)
-
-        yield start
-
-
-@pytest.fixture
-def store() -> Iterator[Callable[[], Store]]:
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(closing(Store()))
 
 
 def init(ranks: list[Member], store: Store, **env: str) -> None:
@@ -59,7 +40,7 @@ def shut_down(ranks: list[Member], seconds: float) -> None:
 
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_survivors_go_on(framework: str, fork: Callable, store: Callable[[], Store]) -> None:
-    first, second, dies_in_init, dies_at_work = fork(framework, 4)
+    first, second, dies_in_init, dies_at_work = fork(4, framework)
     survivors = [first, second]
     empty = first.do("numbers")["files"]
 
@@ -95,7 +76,7 @@ def test_survivors_go_on(framework: str, fork: Callable, store: Callable[[], Sto
 
 
 def test_the_idle_wait_changes_no_result_and_saves_time(fork: Callable, store: Callable[[], Store]) -> None:
-    ranks = fork("torch", 2)
+    ranks = fork(2)
     init(ranks, store(), HVTRAIN_IDLE_CYCLE_MS="200")
     for _ in range(20):
         check_sum(ranks)

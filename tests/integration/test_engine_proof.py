@@ -8,34 +8,21 @@ import socket
 import threading
 import time
 from contextlib import ExitStack, closing
-from typing import Callable, Iterator
+from typing import Callable
 
 import pytest
 
 from engine_members import (
-    SOON, Member, addresses, begin, broken_soon, check_sum, close, form, lower_listener, place, published, start, warm)
+    HIGHEST, SOON, Member, addresses, begin, broken_soon, call_off, close, form, formed, lower_listener, place, published,
+    start)
 from engine_store import Store
+from engine_sums import form_hosts
 from hvtrain.engine import roundsecret
 from tests.support import proof
 from tests.support.proof import ANSWER, HELLO, Names
 
 pytestmark = [pytest.mark.timeout(120)]
 SECRET, OTHER = "5e" * 32, "07" * 32
-HIGHEST = ("127.0.0.1", 0xFFFF)
-
-
-@pytest.fixture
-def fork() -> Iterator[Callable[[int], list[Member]]]:
-    """Starts members, and ends all of them after the test."""
-    members = warm("torch")
-    yield members.fork
-    members.end()
-
-
-@pytest.fixture
-def store() -> Iterator[Callable[[], Store]]:
-    with ExitStack() as stack:
-        yield lambda: stack.enter_context(closing(Store()))
 
 
 def ports(here: Store, rank: int) -> list[tuple[str, int]]:
@@ -73,12 +60,7 @@ def test_a_round_forms_works_and_leaves_no_secret_behind(fork: Callable, store: 
         for member in members[:size]:
             assert member.do("variable", name=roundsecret.VARIABLE) is None
         close(members[:size])
-    here, begun = store(), []
-    for rank, member in enumerate(members):  # two hosts: three meshes
-        begun.append(begin(member, **place(here.port, rank, 4, local_rank=rank % 2, local_size=2, cross_rank=rank // 2,
-                                           cross_size=2, host=f"host{rank // 2}", secret=SECRET)))
-    assert [member.answer(number).get("value") for member, number in zip(members, begun)] == [4] * 4
-    check_sum(members)
+    form_hosts(members, store(), [[0, 1], [2, 3]], secret=SECRET)  # three meshes
     close(members)
     form(members, store())  # and the next one without
 
@@ -131,8 +113,7 @@ def test_strangers_who_come_first_do_not_take_the_peers_place(fork: Callable, st
                     connection.settimeout(SOON)
                     stranger(connection, Names(peer, rank, address))
         begun.append(begin(members[3], **place(here.port, 3, 4, secret=SECRET)))
-        assert [member.answer(number).get("value") for member, number in zip(members, begun)] == [4] * 4
-        check_sum(members)
+        formed(members, begun)
     close(members)
 
 
@@ -183,10 +164,9 @@ def test_a_thousand_connections_are_survived(fork: Callable, store: Callable[[],
     assert member.do("numbers")["files"] <= before + 25
     stop.set()
     joined = begin(other, **place(here.port, 1, 2, secret=SECRET))
-    assert [each.answer(which).get("value") for each, which in ((member, number), (other, joined))] == [2, 2]
+    formed([member, other], [number, joined])
     thread.join()
     assert not failures
-    check_sum([member, other])
     close([member, other])
     assert member.do("numbers")["files"] <= before + 4
 
@@ -321,13 +301,7 @@ def test_a_member_stops_or_dies_at_any_moment(fork: Callable, store: Callable[[]
             time.sleep(milliseconds / 1000)
             victim.signal(fault)
             for member, number in ((first, begun[0]), (second, begun[2])):
-                member.do("abandon")
-                answer = member.answer(number, SOON)
-                if "value" in answer:  # it was formed before that, and then it is cut
-                    broken_soon(member, member.send("reduce", value=1.0))
-                    member.do("close")
-                else:
-                    assert answer["error"] == "RoundBroken", answer
+                call_off(member, number)
             victim.signal(signal.SIGKILL)
     form([first, second], store(), secret=SECRET)
 
@@ -368,9 +342,7 @@ def test_strangers_and_faults_at_random_moments(seed: int, fork: Callable, store
             pool.remove(members[-1])
             pool += fork(1)
         else:
-            formed = [member.answer(number).get("value") for member, number in zip(members, begun)]
-            assert formed == [len(members)] * len(members)
-            check_sum(members)
+            formed(members, begun)
             close(members)
         over.set()
         knocking.join()

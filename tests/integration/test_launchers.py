@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import hosts
-from tests.support.hosts import Hosts
+from tests.support import requirements
+from tests.support.hosts import ROOT, Hosts
 from tests.support.runs import MARK, Run
 
 STEPS = ("train.epochs=null", "train.steps=40", "task.args.slow=0.05", "log.ledger=true", "elastic.replace_timeout=60s")
@@ -23,8 +23,7 @@ def mpirun(*options: str) -> tuple[str, ...]:
     """What starts a job under Debian's mpirun."""
     path = shutil.which("mpirun")
     if path is None:
-        (pytest.fail if os.environ.get(hosts.REQUIRED) == "1" else pytest.skip)(
-            "mpirun is missing (Debian: openmpi-bin)")
+        requirements.lacking("mpirun is missing (Debian: openmpi-bin)")
     return (path, "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", *options)
 
 
@@ -57,7 +56,7 @@ def run(tmp_path):
 
 @pytest.fixture(scope="module")
 def net():
-    hosts.require()
+    requirements.need_hosts()
     with Hosts(3) as made:
         yield made
 
@@ -170,7 +169,7 @@ def test_srun_over_hosts(run, three, net):
 @pytest.mark.soak
 def test_srun_over_hosts_without_a_shared_disk(run, tmp_path):
     """Two variables say where the coordinator is and what the token is."""
-    hosts.require()
+    requirements.need_hosts()
     private = tmp_path / "scratch"
     private.mkdir()
     with Hosts(2, private=[private]) as apart:
@@ -194,5 +193,5 @@ def test_horovodrun_over_hosts(run, three, net):
 def run_on(net: Hosts, name: str, run: Run) -> list[dict]:
     """The job's workers, asked from a host."""
     said = net.run(name, [sys.executable, "-m", "hvtrain.cli.main", "ps", str(run.dir), "--json"], seconds=60,
-                   env={**os.environ, "PYTHONPATH": str(hosts.ROOT)}).stdout
+                   env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
     return json.loads(said)["workers"]

@@ -11,6 +11,7 @@ from hvtrain.control.causes import Cause
 from hvtrain.control.client import Address, Link
 from hvtrain.control.coordinator import Coordinator
 from hvtrain.control.roster import Limits
+from hvtrain.control.sums import Sums
 from hvtrain.engine import roundsecret
 
 TOKEN, DIGEST = auth.new_token(), "d" * 64
@@ -73,12 +74,14 @@ class Worker:
 
 
 class Job:
-    """A running coordinator, with one agent ("host") and ``wanted`` workers after :meth:`start`."""
+    """A running coordinator, with one agent ("host", so many ``slots``) and ``wanted`` workers after :meth:`start`."""
 
     def __init__(self, *, wanted: int = 2, limits: Limits = LIMITS, watcher: Watcher | None = None,
-                 follow: bool = False, tls: bool = False, offer: Callable | None = None):
+                 follow: bool = False, tls: bool = False, offer: Callable | None = None, slots: int = 4,
+                 sums: Sums | None = None):
         self.watcher, self._limits, self._wanted, self._follow = watcher or Watcher(), limits, wanted, follow
-        self._tls, self._offer = tls, offer
+        self._sums = sums
+        self._tls, self._offer, self._hello = tls, offer, HELLO.model_copy(update={"slots": slots})
         self.workers: dict[str, Worker] = {}
         self.dropped: list[str] = []
         self._links: list[Link] = []
@@ -86,7 +89,8 @@ class Job:
     async def __aenter__(self) -> Job:
         self.coordinator = Coordinator(
             wanted=self._wanted, limits=self._limits, token=TOKEN, host="127.0.0.1", interface="lo", job_digest=DIGEST,
-            observer=self.watcher, follow=self._follow, on_drop=self.dropped.append, tls=self._tls, offer=self._offer)
+            observer=self.watcher, follow=self._follow, on_drop=self.dropped.append, tls=self._tls, offer=self._offer,
+            sums=self._sums)
         self.address = Address("127.0.0.1", await self.coordinator.start(), TOKEN, self._tls)
         self.client = Address("127.0.0.1", self.address.port, self.coordinator.client_token, self._tls)
         return self
@@ -126,7 +130,7 @@ class Job:
 
     async def start(self) -> list[Worker]:
         """The agent and the workers come, form their first round, and train."""
-        self.agent = await self.link(HELLO)
+        self.agent = await self.link(self._hello)
         workers = [await self.hire() for _ in range(self._wanted)]
         for worker in workers:
             await worker.ready()
@@ -156,6 +160,7 @@ class Job:
             await worker.say(m.Finished(step=step, stopped=stopped, summary={"steps": step} if worker.seat.rank == 0 else {}))
         for worker in workers:
             await expect(worker.link, m.Dismiss)
+            await worker.say(m.Finished(step=step, stopped=stopped, left=True))
             await self.exited(worker)
         return await self.over()
 

@@ -11,6 +11,7 @@
         net.partition(["h1", "h2"], ["h3", "h4"])        # neither side hears the other; net.heal()
         net.power_off("h4"); net.power_on("h4")          # link down, then all processes killed, sshd too
         net.rate("h2", "10mbit")                         # a slow link, both ways
+        net.mend()                                       # the network, not what was killed
         net.cover("h2", "/some/python", by="/tmp/fake")  # on h2 alone, this path is another file or directory
 
     h1 --eth0--port1--+
@@ -20,7 +21,7 @@
 A host has its own /dev/shm and /run, and its own /etc/hosts and /etc/ssh (from /etc/netns); all other files are this
 machine's, so a run directory is on a "shared disk", unless it lies in a directory given as ``private``. Variables TEST_* go
 along with ssh. Nothing outlives the process that made it, even if that is killed: a guard waits for its end. Tests call
-:func:`require` first.
+:func:`tests.support.requirements.need_hosts` first.
 """
 
 from __future__ import annotations
@@ -35,9 +36,6 @@ import time
 import uuid
 from pathlib import Path
 from typing import Sequence
-
-REQUIRED = "HVTRAIN_REQUIRE_HOSTS"
-"""Set to 1, a machine where there can be no hosts fails the tests that need them."""
 
 SECONDS = 10.0
 """Nothing here takes so long."""
@@ -239,6 +237,14 @@ class Hosts:
         """The end of a partition."""
         self.partition(self.names)
 
+    def mend(self) -> None:
+        """The network is again as it was at first."""
+        self.heal()
+        for name in self.names:
+            _do("ip", "-n", self._switch, "link", "set", self._port(name), "up")
+            self.link(name, up=True)
+            self.rate(name, self._rate)
+
     def rate(self, name: str, rate: str | None) -> None:
         """How fast a host's link is from now on, both ways; None for as fast as it goes."""
         for space, device in ((self.space(name), "eth0"), (self._switch, self._port(name))):
@@ -258,24 +264,6 @@ class Hosts:
 
     def _port(self, name: str) -> str:
         return f"port{self._number(name)}"
-
-
-def require() -> None:
-    """Skip a test where there can be no hosts; fail it where there must be some."""
-    import pytest
-
-    missing = [tool for tool in ("ip", "tc", "nsenter", "unshare", "ssh", "ssh-keygen") if not shutil.which(tool)]
-    missing += ["sshd"] if not os.path.exists("/usr/sbin/sshd") else []
-    reason = (f"hosts need {', '.join(missing)} (Debian: iproute2, util-linux, openssh-server)" if missing else
-              "hosts need root, for network namespaces" if os.geteuid() else _forbidden())
-    if reason:
-        (pytest.fail if os.environ.get(REQUIRED) == "1" else pytest.skip)(reason)
-
-
-def _forbidden() -> str:
-    """Why this machine lets root make no network namespace; empty if it does."""
-    tried = subprocess.run(["unshare", "--net", "--mount", "--uts", "true"], capture_output=True, text=True)
-    return f"hosts need network namespaces: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 def _do(*command: str, check: bool = True) -> str:

@@ -110,10 +110,15 @@ class Worker:
     def _cut(self):
         return self.cut_round >= self.round or self.dismissed is not None
 
+    def _out_of_reach(self):
+        """Whether a member of its round has no connection to those of other hosts."""
+        there = [self.job.workers[name].agent for name in self._place.members]
+        return len(set(there)) > 1 and any(agent.out_of_reach for agent in there)
+
     def _forming(self, unlucky):
         place = self._place
         broken = place.gone & set(place.members)
-        if self._cut() or (broken and (unlucky or not place.all_in())):
+        if self._cut() or (broken and (unlucky or not place.all_in())) or self._out_of_reach():
             return self._come_back()
         if not place.all_in():
             return False
@@ -189,6 +194,7 @@ class Agent:
     def __init__(self, job, name, slots):
         self.job, self.name, self.slots = job, name, slots
         self.alive, self.stalled = True, False
+        self.out_of_reach = False  # of other hosts, though not of the coordinator
         self.up, self.down = deque(), deque()
 
     def say(self, event):

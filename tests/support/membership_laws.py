@@ -5,9 +5,8 @@ from __future__ import annotations
 from hvtrain.control import events as e
 from hvtrain.control import watching
 from hvtrain.control.crew import Crew
-from hvtrain.control.losing import HOUR
 from hvtrain.control.membership import deadline, step
-from hvtrain.control.roster import Phase, Stage, Status
+from hvtrain.control.roster import HOUR, Phase, Stage, Status
 
 SIGNS = (e.WorkerBeat, e.AgentBeat)
 
@@ -54,7 +53,8 @@ class Laws:
     @staticmethod
     def _of_dismissal(state, action):
         told = [state.workers[name] for name in action.workers if name in state.workers]  # others: of a lost agent
-        seated = [worker.step for _, worker in state.at(Stage.SEATED, Stage.FINISHED)]
+        left_out = (Stage.READY, Stage.RETURNING) if action.reason else ()  # newcomers: those that have trained stay
+        seated = [worker.step for _, worker in state.at(Stage.SEATED, Stage.FINISHED, *left_out)]
         assert all(worker.step <= max(seated, default=-1) for worker in told), "the latest step goes home"
 
     def _of_round(self, before, state, action):

@@ -183,6 +183,31 @@ def test_an_agent_that_comes_back_begins_anew():
     run(scenario)
 
 
+def test_an_agent_that_is_back_before_its_loss_was_dealt_with_keeps_its_new_connection():
+    """A busy coordinator cut that one instead of the old one. What it then told the agent to start, nobody heard of: the
+    job stood still for launch.start_timeout."""
+    async def scenario(job):
+        await job.start()
+        take, busy = job.coordinator._take, asyncio.Event()
+
+        async def late(event):
+            await busy.wait()
+            await take(event)
+
+        job.coordinator._take = late
+        await job.agent.close()
+        await until(lambda: not job.coordinator._door.knows("host"))
+        job.agent = await job.link(HELLO)
+        busy.set()
+        assert [(await job.hire()).name for _ in range(2)] == ["w2", "w3"]
+        assert job.coordinator.agents() == ("host",) and not job.dropped
+        assert {lost["cause"] for lost in job.watcher.named("worker_lost")} == {"agent_lost"}
+        (found,) = await job.ask(m.Query())
+        assert [agent["pid"] for agent in found.agents] == [1]
+
+    run(scenario)
+
+
 def test_a_frozen_agent_is_dropped_and_holds_nobody_up():
     """It neither reads nor answers a good-bye; the coordinator must not wait for that."""
     async def scenario(job):

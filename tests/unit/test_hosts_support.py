@@ -8,13 +8,14 @@ import time
 
 import pytest
 
-from tests.support import hosts
+from tests.support import hosts, requirements
 from tests.support.hosts import NETNS, ROOT, Hosts
+from tests.support.requirements import REQUIRED, need_edit, need_hosts
 
 
 @pytest.fixture(scope="module")
 def net():
-    hosts.require()
+    need_hosts()
     with Hosts(3) as made:
         yield made
 
@@ -50,6 +51,16 @@ def test_partition_and_cable_cut_hosts_off_and_heal(net):
     assert "tbf" in hosts._do("tc", "-n", net.space("h3"), "qdisc")
 
 
+def test_whatever_befell_the_network_can_be_mended(net):
+    net.partition(["h1"], ["h2"])
+    net.cable("h2", up=False)
+    net.link("h2", up=False)
+    net.rate("h3", "1mbit")
+    net.mend()
+    assert ssh(net, "h2-six", "true") == ssh(net, "h2", "true") == ""
+    assert "tbf" not in hosts._do("tc", "-n", net.space("h3"), "qdisc")
+
+
 def test_power_off_kills_every_process(net):
     sleeper = subprocess.Popen([*net.enter("h3"), "sleep", "100"])
     deadline = time.monotonic() + 5
@@ -64,7 +75,7 @@ def test_power_off_kills_every_process(net):
 
 
 def test_nothing_outlives_a_maker_that_is_killed():
-    hosts.require()
+    need_hosts()
     maker = ("import os; from tests.support.hosts import Hosts; net = Hosts(1).__enter__(); "
              "print(net.space('h1'), net.pids('h1')[0], net._guard.pid, flush=True); os.kill(os.getpid(), 9)")
     done = subprocess.run([sys.executable, "-c", maker], cwd=ROOT, capture_output=True, text=True, timeout=20)
@@ -72,3 +83,13 @@ def test_nothing_outlives_a_maker_that_is_killed():
     hosts._do("timeout", "5", "sh", "-c", f"while kill -0 {guard}; do sleep 0.02; done 2>&-")
     assert space not in hosts._do("ip", "netns", "list") and not (NETNS / space).exists()
     assert subprocess.run(["kill", "-0", sshd], capture_output=True).returncode != 0
+
+
+@pytest.mark.parametrize("required, outcome", [("1", pytest.fail.Exception), ("", pytest.skip.Exception)])
+def test_what_is_missing_fails_a_test_only_where_nothing_may_be_missing(required, outcome, monkeypatch):
+    """A test that needs a newer engine was skipped wherever it ran, and so nobody saw that it never did."""
+    monkeypatch.setenv(REQUIRED, required)
+    monkeypatch.setattr(requirements, "installed_record", lambda: {"edits": ["proof"]})
+    need_edit("proof")
+    with pytest.raises(outcome, match="without the edit 'own-address'. Build it anew: hvtrain engine build"):
+        need_edit("own-address")

@@ -17,11 +17,11 @@ LAYERS = (
     ("hvtrain.errors", "hvtrain"),
     ("hvtrain.config", "hvtrain.data.sampler", "hvtrain.hybrid.costs", "hvtrain.hybrid.partition",
      "hvtrain.hybrid.schedule", "hvtrain.hybrid.clock", "hvtrain.hybrid.cluster", "hvtrain.hybrid.prediction",
-     "hvtrain.hybrid.planner", "hvtrain.hybrid.measurement", "hvtrain.hybrid.speeds",
+     "hvtrain.hybrid.planner", "hvtrain.hybrid.reasons", "hvtrain.hybrid.measurement", "hvtrain.hybrid.speeds",
      "hvtrain.hybrid.splits",
      "hvtrain.hybrid.openings", "hvtrain.control.membership", "hvtrain.control.roster", "hvtrain.control.events", "hvtrain.control.causes",
      "hvtrain.control.crew", "hvtrain.control.seating", "hvtrain.control.assembling", "hvtrain.control.losing",
-     "hvtrain.control.ending", "hvtrain.control.watching",
+     "hvtrain.control.ending", "hvtrain.control.watching", "hvtrain.control.newcomers",
      "hvtrain.control.auth", "hvtrain.control.refusals", "hvtrain.callbacks",
      "hvtrain.failure", "hvtrain.target", "hvtrain.comm.buckets", "hvtrain.comm.loss_scale", "hvtrain.schedules",
      "hvtrain.probe", "hvtrain.tracing", "hvtrain.cgroups"),
@@ -37,8 +37,8 @@ LAYERS = (
 )
 USES = {  # within a layer: who may know whom
     **{f"hvtrain.control.{part}": {f"hvtrain.control.{other}" for other in (
-        "causes", "crew", "roster", "events", "assembling", "seating", "losing", "ending", "watching")}
-       for part in ("membership", "assembling", "seating", "losing", "ending", "watching")},
+        "causes", "crew", "roster", "events", "assembling", "seating", "losing", "ending", "watching", "newcomers")}
+       for part in ("membership", "assembling", "seating", "losing", "ending", "watching", "newcomers")},
     "hvtrain.control.roster": {"hvtrain.control.causes", "hvtrain.control.crew"},
     "hvtrain.control.events": {"hvtrain.control.causes"},
     "hvtrain.schedules": {"hvtrain.config"},
@@ -46,7 +46,9 @@ USES = {  # within a layer: who may know whom
     "hvtrain.hybrid.clock": {"hvtrain.hybrid.schedule"},
     "hvtrain.hybrid.prediction": {f"hvtrain.hybrid.{other}" for other in (
         "clock", "cluster", "costs", "partition", "schedule", "speeds")},
-    "hvtrain.hybrid.planner": {f"hvtrain.hybrid.{other}" for other in ("cluster", "costs", "prediction", "speeds")},
+    "hvtrain.hybrid.planner": {f"hvtrain.hybrid.{other}" for other in (
+        "cluster", "costs", "prediction", "reasons", "speeds")},
+    "hvtrain.hybrid.reasons": {"hvtrain.hybrid.cluster", "hvtrain.hybrid.prediction"},
     "hvtrain.hybrid.speeds": {"hvtrain.hybrid.costs"},
     "hvtrain.hybrid.openings": {"hvtrain.config"},
     "hvtrain.hybrid.measurement": {"hvtrain.config", "hvtrain.hybrid.costs", "hvtrain.hybrid.speeds"},
@@ -70,11 +72,11 @@ FRAMEWORKS = {"torch", "tensorflow", "keras", "horovod"}
 PURE = ("hvtrain.errors", "hvtrain.config", "hvtrain.data.sampler", "hvtrain.control.membership", "hvtrain.control.roster",
         "hvtrain.control.events", "hvtrain.control.causes", "hvtrain.control.crew", "hvtrain.control.seating",
         "hvtrain.control.assembling", "hvtrain.control.losing", "hvtrain.control.ending", "hvtrain.control.watching",
-        "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.comm.loss_scale", "hvtrain.schedules", "hvtrain.callbacks",
+        "hvtrain.control.newcomers", "hvtrain.control.auth", "hvtrain.comm.buckets", "hvtrain.comm.loss_scale", "hvtrain.schedules", "hvtrain.callbacks",
         "hvtrain.failure",
         "hvtrain.hybrid.costs", "hvtrain.hybrid.partition", "hvtrain.hybrid.schedule", "hvtrain.hybrid.clock",
-        "hvtrain.hybrid.cluster", "hvtrain.hybrid.prediction", "hvtrain.hybrid.planner", "hvtrain.hybrid.measurement",
-        "hvtrain.hybrid.splits", "hvtrain.hybrid.openings", "hvtrain.control.messages", "hvtrain.control.tally")
+        "hvtrain.hybrid.cluster", "hvtrain.hybrid.prediction", "hvtrain.hybrid.planner", "hvtrain.hybrid.reasons",
+        "hvtrain.hybrid.measurement", "hvtrain.hybrid.splits", "hvtrain.hybrid.openings", "hvtrain.control.messages", "hvtrain.control.tally")
 FRAMEWORK_USERS = ("hvtrain.adapters", "hvtrain.hybrid", "hvtrain.engine.horovod_", "hvtrain.engine.world", "hvtrain.data",
                    "hvtrain.keras", "hvtrain.torch")
 

@@ -146,6 +146,11 @@ class AnyOrder(RuleBasedStateMachine):
             agent.reconnect()
 
     @rule(number=ANY)
+    def an_agent_is_out_of_the_others_reach(self, number):
+        if agent := self.agent(number):
+            agent.out_of_reach = True
+
+    @rule(number=ANY)
     def an_agent_leaves(self, number):
         if agent := self.agent(number):
             agent.say(e.AgentLeaving(agent.name))
@@ -154,6 +159,15 @@ class AnyOrder(RuleBasedStateMachine):
     def agent_joins(self, slots):
         self.job.join(f"a{self.named}", slots)
         self.named += 1
+
+    @rule(slots=st.integers(1, 2), rounds=st.integers(1, 12))
+    def an_agent_joins_that_the_others_do_not_reach(self, slots, rounds):
+        """All try again and again to form a round with its workers."""
+        self.agent_joins(slots)
+        self.job.agents[f"a{self.named - 1}"].out_of_reach = True
+        for _ in range(rounds):
+            self.run_freely()
+            self.time_passes(1.0)
 
     @rule(workers=st.integers(1, 5))
     def somebody_scales(self, workers):
@@ -170,6 +184,8 @@ class AnyOrder(RuleBasedStateMachine):
         if not hasattr(self, "job"):
             return
         job = self.job
+        for agent in job.agents.values():
+            agent.out_of_reach = False
         self.agent_joins(5)
         for _ in range(400):
             self.run_freely(steps=job.steps)

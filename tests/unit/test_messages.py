@@ -24,7 +24,7 @@ INBOUND = [
     m.Beat(step=4, ticks=9, waiting=True, slowest=0.2), m.ClientHello(command="ps"), m.Query(), m.Scale(workers=3),
 ]
 OUTBOUND = [
-    m.JobGiven(agent="a@h", host="h", boot={"start": 1}, job_digest="d", cwd="/", code={"a.py": "0"}), m.Start(worker="w0", rank=0), m.Kill(worker="w0"), m.End(exit_code=0), SEAT, m.Stop(signal=2), m.Pause(round=1),
+    m.JobGiven(agent="a@h", host="h", boot={"start": 1}, job_digest="d", cwd="/", code={"a.py": "0"}), m.Start(worker="w0", rank=0), m.Kill(worker="w0"), m.Refused(reason="not reached"), m.End(exit_code=0), SEAT, m.Stop(signal=2), m.Pause(round=1),
     m.Cut(round=1, reason="r"), m.Dismiss(salvage=True), m.Heard(stamp=1.5),
     m.Overview(job={"size": 1}, agents=[], workers=[{"rank": None}]), m.Answer(accepted=False, text="t"),
 ]

@@ -4,7 +4,7 @@
 
     agent  --JobAsk-----------------------> coordinator      (who has only the token; <-JobGiven- and comes again)
     agent  --AgentHello-------------------> coordinator      worker --WorkerHello, Ready, Formed-----> coordinator
-    agent  <-Start, Kill, End-------------- coordinator      worker <-Seat, Pause, Cut, Stop, Dismiss- coordinator
+    agent  <-Start, Kill, Refused, End----- coordinator      worker <-Seat, Pause, Cut, Stop, Dismiss- coordinator
     agent  --Exited, LoadFailed, Notice---> coordinator      worker --Beat, Stepped, Report----------> coordinator
     agent  --StopAsked, Beat--------------> coordinator      worker --Leaving, Finished, Failed------> coordinator
                                                              worker <-Heard------------------------- coordinator
@@ -17,7 +17,8 @@
 from __future__ import annotations
 
 from hvtrain.control.messages.agents import (
-    AgentHello, End, Exited, FromAgent, JobAsk, JobGiven, Kill, LoadFailed, Notice, Start, StopAsked, ToAgent,
+    AgentHello, End, Exited, FromAgent, JobAsk, JobGiven, Kill, LoadFailed, Notice, Refused, Start, StopAsked,
+    ToAgent,
 )
 from hvtrain.control.messages.base import MAX_BYTES, MAX_WORDS, Beat, Message
 from hvtrain.control.messages.clients import Answer, ClientHello, FromClient, Overview, Query, Scale, ToClient
@@ -30,6 +31,6 @@ from hvtrain.control.messages.workers import (
 __all__ = [
     "AgentHello", "Answer", "Beat", "ClientHello", "Cut", "Dismiss", "End", "Exited", "Failed", "Finished", "Formed",
     "FromAgent", "FromClient", "FromWorker", "Heard", "JobAsk", "JobGiven", "Kill", "Leaving", "LoadFailed", "MAX_BYTES",
-    "MAX_WORDS", "Message", "Notice", "Overview", "Pause", "Query", "Ready", "Report", "Scale", "Seat", "Start", "Stepped", "Stop", "StopAsked",
-    "ToAgent", "ToClient", "ToWorker", "WorkerHello", "decode_inbound", "decode_outbound", "encode",
+    "MAX_WORDS", "Message", "Notice", "Overview", "Pause", "Query", "Ready", "Refused", "Report", "Scale", "Seat",
+    "Start", "Stepped", "Stop", "StopAsked", "ToAgent", "ToClient", "ToWorker", "WorkerHello", "decode_inbound", "decode_outbound", "encode",
 ]

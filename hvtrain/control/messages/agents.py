@@ -78,6 +78,13 @@ class Kill(Message):
     signal: int = Field(9, ge=1, le=64)
 
 
+class Refused(Message):
+    """To an agent: the job gives it no workers, for this ``reason``. One that a person has added ends."""
+
+    type: Literal["refused"] = "refused"
+    reason: Words
+
+
 class End(Message):
     """To an agent: the job is over; end with this exit code and leave nothing behind."""
 
@@ -120,4 +127,4 @@ class StopAsked(Message):
 
 
 FromAgent = Union[AgentHello, JobAsk, Exited, LoadFailed, Notice, StopAsked, Beat]
-ToAgent = Union[JobGiven, Start, Kill, End]
+ToAgent = Union[JobGiven, Start, Kill, Refused, End]
