@@ -194,6 +194,7 @@ class Agent:
     def __init__(self, job, name, slots):
         self.job, self.name, self.slots = job, name, slots
         self.alive, self.stalled = True, False
+        self.connected = False  # what is sent over a connection that is broken never arrives
         self.out_of_reach = False  # of other hosts, though not of the coordinator
         self.up, self.down = deque(), deque()
 
@@ -223,6 +224,7 @@ class Agent:
             self.begin_anew()
 
     def begin_anew(self):
+        self.connected = False
         self.down.clear()
         for worker in self.workers():
             worker.die(0, 9, unheard=True)
@@ -324,7 +326,7 @@ class Job:
                 self.queued(self.workers[name], "down")
 
     def _order(self, name, *order):
-        if name in self.agents and self.agents[name].alive:
+        if name in self.agents and self.agents[name].alive and self.agents[name].connected:
             self.agents[name].down.append(order)
             self.queued(self.agents[name], "down")
 
@@ -334,5 +336,7 @@ class Job:
         if not queue or (way == "down" and who.stalled):
             return False
         message = queue.popleft()
+        if isinstance(message, e.AgentJoined):
+            who.connected = True
         self.feed(message) if way == "up" else who.hear(*message)
         return True
