@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import math
+
 import click
+
+
+class _Factor(click.FloatRange):
+    """A number from 0.000001 to 1000000. click's own range lets nan pass."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1e-6, max=1e6)
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = click.FLOAT.convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is no factor; write a number, such as 2.5", param, ctx)
+        return super().convert(number, param, ctx)
 
 
 @click.command()
@@ -18,7 +33,7 @@ import click
               "12.5GB. Left out: 10Gbit.")
 @click.option("--link", metavar="RATE", help="Between the devices of a machine, for instance 300GB. Left out: 16GB (PCI "
               "Express), or 4GB for the cores of a processor.")
-@click.option("--speed", type=click.FloatRange(min=0, min_open=True), default=1.0, show_default=True, metavar="X",
+@click.option("--speed", type=_Factor(), default=1.0, show_default=True, metavar="X",
               help="How many times as fast the devices are as the one that is measured here.")
 @click.option("--all", "every", is_flag=True, help="Show every shape that was compared, not only the best of each kind.")
 @click.option("--fresh", is_flag=True, help="Measure the model even if the run has a measurement of it.")
@@ -31,7 +46,8 @@ def plan(config: str, overrides: tuple[str, ...], nodes: int, devices: int | Non
     and activations, with small and large micro-batches; on a processor also with all threads, and while others compute,
     as stages and replicas do. From that the time of a step is predicted for data parallelism and for layers split into stages, over
     numbers of micro-batches, with recomputation and with gradient codecs; and the memory that each device needs. One
-    shape is recommended, with the reason and the command that trains so.
+    shape is recommended, with the reason and the command that trains so. On a processor fewer replicas than cores are
+    compared, too, which have several threads each.
 
     The measurement is kept in the run's directory (profile.json), and used by `hvtrain run` for what is auto in the
     job's hybrid section.
@@ -73,6 +89,9 @@ def _rate(text: str | None, option: str) -> float | None:
     from hvtrain.hybrid.cluster import bytes_per_second
 
     try:
-        return bytes_per_second(text) if text is not None else None
+        rate = bytes_per_second(text) if text is not None else None
     except UsageError as error:
         raise click.BadParameter(str(error), param_hint=option) from None
+    if rate is not None and not math.isfinite(rate):
+        raise click.BadParameter(f"{text} is more than can be counted with", param_hint=option)
+    return rate

@@ -35,6 +35,7 @@ class Cluster:
         link: bytes per second between the devices of a node.
         latency: seconds that a reduction takes at least.
         cores: of a node, where its devices are threads of the processor; None for devices of their own, such as GPUs.
+        most_threads: that the stages of one replica share at most, on the processor; None for what the cores allow.
         speed: how many times as fast as the measured one a device is.
     """
 
@@ -45,11 +46,16 @@ class Cluster:
     link: float = LINK
     latency: float = LATENCY
     cores: int | None = None
+    most_threads: int | None = None
     speed: float = 1.0
 
-    def threads(self, computing: int) -> int:
-        """Threads that each of ``computing`` devices of a node has; 1 where a device is no thread of the processor."""
-        return 1 if self.cores is None else max(1, self.cores // computing)
+    def threads(self, replicas: int, stages: int) -> int:
+        """Threads that each stage has with so many ``replicas`` on a node; 1 where a device is no thread of the
+        processor."""
+        if self.cores is None:
+            return 1
+        share = self.cores // replicas
+        return max(1, (share if self.most_threads is None else min(share, self.most_threads)) // stages)
 
 
 def bytes_per_second(text: str) -> float:

@@ -2,7 +2,8 @@
 
 ::
 
-    devices 8 a node     stages 1, 2, 4, 8         replicas = devices / stages
+    devices 8 a node     stages 1, 2, 4, 8         replicas = devices / stages, no more than samples
+    8 cores a node       the same                  replicas = 1, 2, 4 ... cores / stages, with several threads each
     each of them         micro-batches 1, 2, 4 ... recomputation, codecs where there is a network
     fit the memory? ---> the fastest, and of those hardly slower the simplest
 """
@@ -10,13 +11,16 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Iterator, Sequence
 
 from hvtrain.errors import UsageError
 from hvtrain.hybrid.cluster import Cluster
 from hvtrain.hybrid.prediction import Prediction, Shape, predict
+from hvtrain.hybrid.reasons import amount, describe, duration, reason
 from hvtrain.hybrid.speeds import Speeds
+
+__all__ = ["Choice", "Plan", "amount", "describe", "duration", "occupied", "plan", "recommend", "shapes"]
 
 HARDLY = 0.03
 """A simpler shape that takes so much longer, as a fraction, is preferred: predictions are not better than that."""
@@ -36,12 +40,15 @@ class Choice:
 
     Args:
         replicas: how many there are; None for as many as the cluster's devices make.
+        fewer: with ``replicas`` None: whether some devices may do without a replica. No replica is without samples
+            then; and threads of a processor may be of use to fewer replicas.
         stages: the counts that come into question; None for all that the devices of a node can be grouped by.
         microbatches: the count; None for any.
         split: layers of each stage; None for the best.
     """
 
     replicas: int | None = None
+    fewer: bool = False
     stages: tuple[int, ...] | None = None
     microbatches: int | None = None
     split: tuple[int, ...] | None = None
@@ -66,29 +73,72 @@ def plan(speeds: Speeds, cluster: Cluster, global_batch: int, choice: Choice) ->
 
     Raises UsageError where none is possible, or none fits the memory; it says how much is needed at least.
     """
-    predictions = tuple(predict(speeds, cluster, shape, global_batch, choice.split)
+    def machines(shape: Shape) -> Cluster:
+        return occupied(cluster, shape) if choice.fewer else cluster
+
+    predictions = tuple(predict(speeds, machines(shape), shape, global_batch, choice.split)
                         for shape in shapes(cluster, len(speeds.largest.layers), global_batch, choice))
     best = recommend(predictions, cluster)
-    return Plan(cluster, global_batch, predictions, best, reason(predictions, best, cluster))
+    return Plan(cluster, global_batch, predictions, best,
+                reason(predictions, best, cluster, machines(best.shape), global_batch))
 
 
 def shapes(cluster: Cluster, layers: int, global_batch: int, choice: Choice) -> Iterator[Shape]:
-    """The shapes of ``choice``. Raises UsageError if none has as many layers as stages."""
-    wanted = choice.stages or tuple(count for count in range(1, cluster.devices + 1) if not cluster.devices % count)
-    stages = [count for count in wanted if count <= layers]
-    if not stages:
+    """The shapes of ``choice``. Raises UsageError if none has as many layers as stages, and devices for them."""
+    stages = _stages(cluster, layers, choice)
+    for count in stages:
+        for replicas in _replicas(count, cluster, global_batch, choice):
+            if choice.replicas is None and replicas > global_batch and count != stages[-1]:
+                continue  # some would have no samples
+            alone = choice.fewer and occupied(cluster, Shape(replicas, count, 1)).nodes == 1  # and has no network
+            for microbatches in _microbatches(count, -(-global_batch // replicas), choice.microbatches):
+                for recompute in choice.recompute:
+                    if recompute and microbatches == 1 and False in choice.recompute:
+                        continue  # what the only micro-batch keeps is there in its backward pass either way
+                    for codec in choice.codecs[:1] if alone else choice.codecs:
+                        yield Shape(replicas, count, microbatches, recompute, codec, choice.schedule)
+
+
+def _stages(cluster: Cluster, layers: int, choice: Choice) -> list[int]:
+    """The counts that the model has layers for, and a node devices."""
+    here = -(-(choice.replicas or 1) // cluster.nodes)  # replicas of a node, at least
+    wanted = choice.stages or tuple(
+        count for count in range(1, min(layers, cluster.devices) + 1) if not cluster.devices % count)
+    enough = [count for count in wanted if count <= layers]
+    if not enough:
         raise UsageError(f"{min(wanted)} stages need at least {min(wanted)} layers, but the model can be cut into {layers} "
                          f"only. Set hybrid.stages to at most {layers}.")
-    for count in stages:
-        replicas = choice.replicas or cluster.nodes * max(1, cluster.devices // count)
-        if replicas > global_batch and count != stages[-1]:
-            continue  # some would have no samples
-        for microbatches in _microbatches(count, -(-global_batch // replicas), choice.microbatches):
-            for recompute in choice.recompute:
-                if recompute and microbatches == 1 and False in choice.recompute:
-                    continue  # what the only micro-batch keeps is there in its backward pass either way
-                for codec in choice.codecs:
-                    yield Shape(replicas, count, microbatches, recompute, codec, choice.schedule)
+    # Threads of a processor may be more than its cores, devices may not.
+    found = [count for count in enough if cluster.cores is not None or here * count <= cluster.devices]
+    if not found:
+        raise _too_few_devices(here, min(enough), cluster.devices)
+    return found
+
+
+def _too_few_devices(replicas: int, stages: int, devices: int) -> UsageError:
+    who = f"{stages} stages" if replicas == 1 else f"{replicas} replicas of {stages} stage{'s' if stages > 1 else ''}"
+    advice = f"Set hybrid.stages to at most {devices // replicas}" if devices >= replicas else (
+        f"Set launch.workers to at most {devices}")
+    there = f"there {'is' if devices == 1 else 'are'} {devices} (--devices)"
+    return UsageError(f"{who} need {replicas * stages} devices on each machine, {there}. {advice}.")
+
+
+def _replicas(stages: int, cluster: Cluster, global_batch: int, choice: Choice) -> list[int]:
+    """How many of so many stages, on all nodes."""
+    if choice.replicas is not None:
+        return [choice.replicas]
+    most = max(1, cluster.devices // stages)
+    if not choice.fewer:
+        return [cluster.nodes * most]
+    each = {most} if cluster.cores is None else {1 << power for power in range(most.bit_length())} | {most}
+    return [cluster.nodes * here for here in sorted(each) if cluster.nodes * here <= global_batch] or [global_batch]
+
+
+def occupied(cluster: Cluster, shape: Shape) -> Cluster:
+    """The machines of ``cluster`` that ``shape`` takes: as few as have the devices for it, or threads on as many as it
+    has replicas for."""
+    each = max(1, cluster.devices // shape.stages) if cluster.cores is None else 1
+    return replace(cluster, nodes=min(cluster.nodes, -(-shape.replicas // each)))
 
 
 def _microbatches(stages: int, share: int, wanted: int | None) -> list[int]:
@@ -102,12 +152,14 @@ def _microbatches(stages: int, share: int, wanted: int | None) -> list[int]:
 def recommend(predictions: Sequence[Prediction], cluster: Cluster) -> Prediction:
     """The fastest that fits; of those hardly slower the simplest. Raises UsageError if none fits.
 
-    More stages than cores only where nothing else fits: how well they take turns is not predicted.
+    Stages that take turns only where nothing else fits: with one micro-batch they gain nothing, and how well more of
+    them than there are cores do it is not predicted.
     """
     fitting = [found for found in predictions if found.fits]
     if not fitting:
         raise _nothing_fits(predictions, cluster)
-    usable = [found for found in fitting if not found.crowded] or fitting
+    usable = [found for found in fitting if not found.shape.serial] or fitting
+    usable = [found for found in usable if not found.crowded] or usable
     among, fastest = usable, math.inf
     for codec in CODECS:
         same = [found for found in usable if found.shape.codec == codec]
@@ -118,7 +170,7 @@ def recommend(predictions: Sequence[Prediction], cluster: Cluster) -> Prediction
 
 def _simplicity(found: Prediction) -> tuple:
     shape = found.shape
-    return shape.stages, shape.recompute, shape.microbatches, found.seconds
+    return shape.stages, shape.recompute, shape.microbatches, shape.replicas, found.seconds
 
 
 def _nothing_fits(predictions: Sequence[Prediction], cluster: Cluster) -> UsageError:
@@ -131,71 +183,3 @@ def _nothing_fits(predictions: Sequence[Prediction], cluster: Cluster) -> UsageE
     assert cluster.memory is not None
     return UsageError(f"The model fits in no shape: {describe(least.shape)} needs the least, {amount(max(least.memory))} on "
                       f"a device, and that has {amount(cluster.memory)}. Try {', or '.join(advice)}.")
-
-
-def reason(predictions: Sequence[Prediction], best: Prediction, cluster: Cluster) -> str:
-    """Why ``best``: what the alternatives would take, or need."""
-    said = _about_stages(predictions, best, cluster)
-    same = [found for found in predictions if found.shape.stages == best.shape.stages and found.fits]
-    if best.shape.recompute and not any(not found.shape.recompute for found in same):
-        said += " Without recomputation it does not fit."
-    exact = min((found.seconds for found in same if found.shape.codec == "none"), default=best.seconds)
-    if exact > best.seconds and best.shape.codec != "none":
-        said += (f" {best.shape.codec} saves {1 - best.seconds / exact:.0%} of the step; it rounds gradients, so compare the "
-                 "loss with comm.codec=none once.")
-    return said
-
-
-def _about_stages(predictions: Sequence[Prediction], best: Prediction, cluster: Cluster) -> str:
-    alike = [found for found in predictions if found.shape.codec == best.shape.codec]
-    whole = [found for found in alike if found.shape.stages == 1]
-    cut = [found for found in alike if found.shape.stages > 1]
-    if best.shape.stages == 1:
-        if not cut:
-            return "There is one device for each replica."
-        other = min((found for found in cut if found.fits), key=lambda found: found.seconds, default=None)
-        if other is None:
-            return "No shape with more stages fits the memory."
-        return f"Nothing gains by stages here: {describe(other.shape)} would take {_times(other, best)}."
-    if not whole and len({found.shape.stages for found in cut}) > 1:
-        return "It is the fastest of those with samples for every replica."
-    if not whole:
-        return "It is the fastest with that many stages."
-    fitting = [found for found in whole if found.fits]
-    if not fitting:
-        least = min(max(found.memory) for found in whole)
-        return (f"The whole model does not fit a device: it needs at least {amount(least)}, and there are "
-                f"{amount(cluster.memory or 0)}. Of the shapes that fit this is the fastest.")
-    plain = min(fitting, key=lambda found: found.seconds)
-    text = f"One stage ({describe(plain.shape)}) would take {_times(plain, best)}"
-    if plain.waiting > best.waiting and plain.waiting > 0.05 * plain.seconds:
-        return f"{text}, {plain.waiting / plain.seconds:.0%} of it waiting for gradients."
-    return f"{text}."
-
-
-def describe(shape: Shape) -> str:
-    """In words: "4 replicas x 2 stages, 8 micro-batches, recomputing"."""
-    parts = [f"{_count(shape.replicas, 'replica')} x {_count(shape.stages, 'stage')}"]
-    parts += [_count(shape.microbatches, "micro-batch", "micro-batches")]
-    parts += ["recomputing"] if shape.recompute else []
-    parts += [shape.codec] if shape.codec != "none" else []
-    return ", ".join(parts)
-
-
-def amount(size: float) -> str:
-    """Bytes with a unit, three digits."""
-    power = next((power for power in range(4) if size < 999.5 * 1000**power), 4)
-    return f"{size / 1000**power:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds or milliseconds, three digits."""
-    return f"{seconds:.3g} s" if seconds >= 0.9995 else f"{seconds * 1000:.3g} ms"
-
-
-def _times(found: Prediction, best: Prediction) -> str:
-    return f"{duration(found.seconds)}, {found.seconds / best.seconds:.2f} times as long"
-
-
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"

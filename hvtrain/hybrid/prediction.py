@@ -41,6 +41,11 @@ class Shape:
     codec: str = "none"
     schedule: str = "1f1b"
 
+    @property
+    def serial(self) -> bool:
+        """Whether no two of its stages ever compute at the same time, because there is only one micro-batch."""
+        return self.stages > 1 and self.microbatches == 1
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -89,7 +94,7 @@ def predict(speeds: Speeds, cluster: Cluster, shape: Shape, global_batch: int,
     share = -(-global_batch // shape.replicas)
     shape = replace(shape, microbatches=min(shape.microbatches, share))
     here = -(-shape.replicas // cluster.nodes)  # replicas of a node
-    threads = cluster.threads(here * shape.stages)
+    threads = cluster.threads(here, shape.stages)
     samples = -(-share // shape.microbatches)
     costs, found, problem, clock = _compute(speeds, cluster, replace(shape, codec="none"), samples, threads,
                                             tuple(split) if split is not None else None)

@@ -160,7 +160,7 @@ def test_all_shapes_of_a_node_come_into_question():
     assert {shape.microbatches for shape in found if shape.stages == 3} == {1, 2, 3, 4, 6, 8, 12}  # a share has 12
     assert {(shape.recompute, shape.codec) for shape in found} == {(a, b) for a in (False, True) for b in ("none", "fp16")}
     assert not any(shape.recompute for shape in found if shape.microbatches == 1)  # it would save nothing
-    only = list(shapes(Cluster(), 4, 48, Choice(replicas=3, stages=(2,), microbatches=5, recompute=(False,))))
+    only = list(shapes(Cluster(devices=6), 4, 48, Choice(replicas=3, stages=(2,), microbatches=5, recompute=(False,))))
     assert only == [Shape(3, 2, 5)]
 
 

@@ -124,6 +124,24 @@ def test_auto_takes_the_cores_that_a_worker_has(measured):
     assert settled({}).job.hybrid.stages == 1
 
 
+def test_auto_takes_no_stages_that_would_only_take_turns(measured):
+    """One micro-batch, or one sample for each of the workers: two stages never compute at the same time."""
+    measured.found = Measurement(speeds(8))
+    assert settled({"microbatches": 1}).job.hybrid.stages == 1
+    assert settled({}, Ground(2), data={"global_batch": 2}).job.hybrid.stages == 1
+    assert settled({"stages": 2, "microbatches": 1}).job.hybrid.split == [4, 4]  # asked for
+    tight = settled({"memory": "100MB"}, Ground(2), data={"global_batch": 2}).job.hybrid  # nothing else fits
+    assert (tight.stages, tight.microbatches) == (2, 1)
+
+
+def test_workers_and_slots_that_there_are_all_train(measured):
+    """A plan may do with fewer processes than cores; those that have been asked for, or started already, are there."""
+    measured.found = Measurement(all_shared(8))
+    assert settled({}, Ground(4)).prediction.shape.replicas == 4
+    found = settled({"stages": 1}, Ground(None, slots=4)).prediction
+    assert found.shape.replicas == 4 and found.threads == 1
+
+
 def test_memory_asks_for_more_stages_than_cores(measured):
     """60 MB of parameters and as many of gradients; a device has 50 MB."""
     found = settled({"memory": "50MB"}, Ground(4)).job.hybrid
