@@ -58,8 +58,8 @@ def _row(found: Prediction, plan: Plan) -> Sequence[object]:
     rate = f"{plan.global_batch / found.seconds:,.0f}" if found.seconds else ""
     threads = [found.threads] if plan.cluster.cores is not None else []
     return (mark, f"{shape.replicas} x {shape.stages}", *threads, shape.microbatches,
-            "yes" if shape.recompute else "no", shape.codec, duration(found.seconds), rate, amount(max(found.memory)), f"{found.bubble:.0%}", duration(found.communication),
-            duration(found.waiting))
+            "yes" if shape.recompute else "no", shape.codec, duration(found.seconds), rate, amount(max(found.memory)),
+            f"{found.bubble:.0%}", duration(found.communication), duration(found.waiting))
 
 
 def to_json(plan: Plan, speeds: Speeds) -> dict[str, Any]:
